@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+from virtiofs.fuse.request cimport Handlers
+
+cdef class Filesystem(Handlers):
+    pass

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every file system is to the rest of the house.
+
+A file system is a table of handlers, one for each operation it knows (`fuse.request.Handlers`); what it
+leaves out is answered with ENOSYS.  A compiled file system fills the table with its functions, which run
+without the GIL, on any queue's thread, several at once.  One written in Python has functions there that call
+its methods.
+"""
+
+import cython
+from cython.cimports.virtiofs.fuse.request import Handlers
+
+
+@cython.cclass
+class Filesystem(Handlers):
+    """A tree that can be served to a guest.
+
+    Life: made once, before the first request; `start_thread` on each thread that will serve; any number of
+    sessions, each ended by `drop_guest_state`; `close`.
+    """
+
+    def start_thread(self) -> None:
+        """Prepare the calling thread to serve requests.  Called once on each, before its first request."""
+
+    def close(self) -> None:
+        """Give back what the file system holds of the host.  No thread may serve any more."""
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name, for people to read."""
+        return {}

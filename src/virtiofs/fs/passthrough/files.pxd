@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint32_t
+from virtiofs.fs.passthrough.context cimport Share
+from virtiofs.fuse.request cimport Request
+
+cdef int open_flags(Share* share, uint32_t flags) noexcept nogil
+
+cdef int open_(void* context, Request* request) noexcept nogil
+cdef int create(void* context, Request* request) noexcept nogil
+cdef int tmpfile(void* context, Request* request) noexcept nogil
+cdef int read_(void* context, Request* request) noexcept nogil
+cdef int write_(void* context, Request* request) noexcept nogil
+cdef int flush(void* context, Request* request) noexcept nogil
+cdef int release_(void* context, Request* request) noexcept nogil
+cdef int fsync_(void* context, Request* request) noexcept nogil
+cdef int fallocate_(void* context, Request* request) noexcept nogil
+cdef int lseek_(void* context, Request* request) noexcept nogil
+cdef int copy_file_range_(void* context, Request* request) noexcept nogil
+cdef int copy_file_range_64(void* context, Request* request) noexcept nogil
+cdef int syncfs_(void* context, Request* request) noexcept nogil

@@ -1,0 +1,613 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations on open files.
+
+File data moves between the host's page cache and the guest's memory in one copy: the pieces of the chain are
+the vector of preadv and pwritev.
+"""
+
+import cython
+from cython.cimports.libc.errno import EBADF, EEXIST, EINVAL, EISDIR, ENOENT, ENXIO, EPERM, EROFS, errno
+from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
+from cython.cimports.libc.stdio import snprintf
+from cython.cimports.libc.string import memset
+from cython.cimports.posix.types import off_t
+from cython.cimports.posix.uio import iovec
+from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
+from cython.cimports.virtiofs.fs.passthrough.context import Share
+from cython.cimports.virtiofs.fs.passthrough.credentials import become, become_self
+from cython.cimports.virtiofs.fs.passthrough.handles import (
+    Handle,
+    handle_open,
+    handle_pin,
+    handle_release,
+    handle_unpin,
+)
+from cython.cimports.virtiofs.fs.passthrough.host import (
+    ELOOP,
+    EOPNOTSUPP,
+    ESTALE,
+    O_ACCMODE,
+    O_APPEND,
+    O_CLOEXEC,
+    O_CREAT,
+    O_DSYNC,
+    O_EXCL,
+    O_NOATIME,
+    O_NOFOLLOW,
+    O_NONBLOCK,
+    O_RDONLY,
+    O_SYNC,
+    O_TMPFILE,
+    O_TRUNC,
+    RWF_APPEND,
+    S_IFDIR,
+    S_IFLNK,
+    S_IFREG,
+    SEEK_DATA,
+    SEEK_HOLE,
+    close,
+    copy_file_range,
+    dup,
+    fallocate,
+    fdatasync,
+    fsync,
+    lseek,
+    openat,
+    preadv,
+    pwritev2,
+    statx_t,
+    syncfs,
+)
+from cython.cimports.virtiofs.fs.passthrough.inodes import (
+    Inode,
+    inode_adopt,
+    inode_descriptor,
+    inode_forget,
+    inode_lookup,
+    inode_pin,
+    inode_unpin,
+)
+from cython.cimports.virtiofs.fuse.layout import (
+    FUSE_FSYNC_FDATASYNC,
+    fuse_copy_file_range_in,
+    fuse_copy_file_range_out,
+    fuse_create_in,
+    fuse_create_out,
+    fuse_fallocate_in,
+    fuse_flush_in,
+    fuse_fsync_in,
+    fuse_lseek_in,
+    fuse_lseek_out,
+    fuse_open_in,
+    fuse_open_out,
+    fuse_read_in,
+    fuse_release_in,
+    fuse_write_in,
+    fuse_write_out,
+)
+from cython.cimports.virtiofs.fuse.request import Request
+
+IOV_MAX = cython.declare(cython.int, 1024)
+# What a guest's open may ask of the host's; O_APPEND comes with each WRITE, O_DIRECT needs alignment nobody promised.
+GUEST_FLAGS = cython.declare(uint32_t, O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC)
+FALLOCATE_MODES = cython.declare(uint32_t, 0x01 | 0x02 | 0x10)  # KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+# The reply of the older COPY_FILE_RANGE has 32 bits for the length.
+MAX_COPY = cython.declare(uint64_t, 0x7FFFF000)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def open_flags(share: cython.pointer(Share), flags: uint32_t) -> cython.int:
+    """The host's flags for a guest's: or a negative errno."""
+    if flags & O_ACCMODE == O_ACCMODE:
+        return -EINVAL
+    if share.read_only and (flags & O_ACCMODE != O_RDONLY or flags & O_TRUNC):
+        return -EROFS
+    return (flags & GUEST_FLAGS) | O_CLOEXEC | O_NONBLOCK
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def open_inode(share: cython.pointer(Share), inode: cython.pointer(Inode), flags: uint32_t) -> cython.int:
+    """Open a pinned inode for a guest: a descriptor or a negative errno.
+
+    Only regular files: opening a device, a FIFO or a socket would act on the host (CVE-2020-35517); a guest
+    opens its own.
+    """
+    name: cython.char[16]
+    fd: cython.int
+    opened: cython.int
+    host_flags: cython.int = open_flags(share, flags)
+    if host_flags < 0:
+        return host_flags
+    if inode.type != S_IFREG:
+        return -EISDIR if inode.type == S_IFDIR else -ELOOP if inode.type == S_IFLNK else -ENXIO
+    fd = inode_descriptor(cython.address(share.inodes), inode)
+    if fd < 0:
+        return fd
+    snprintf(name, 16, b"%d", fd)
+    opened = -1
+    if share.read_only:
+        # Not even an access time: but only the owner may ask for that.
+        opened = openat(share.proc, name, host_flags | O_NOATIME)
+        if opened < 0 and errno != EPERM:
+            return -errno
+    if opened < 0:
+        opened = openat(share.proc, name, host_flags)
+    return opened if opened >= 0 else -errno
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def reply_open(
+    share: cython.pointer(Share),
+    out: cython.pointer(fuse_open_out),
+    fd: cython.int,
+    nodeid: uint64_t,
+    flags: uint32_t,
+) -> cython.int:
+    memset(out, 0, cython.sizeof(fuse_open_out))
+    return handle_open(cython.address(share.handles), fd, nodeid, flags, False, cython.address(out.fh))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def open_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_open_in) = cython.cast(cython.pointer(fuse_open_in), request.args)
+    fd: cython.int
+    inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), request.header.nodeid)
+    if inode == cython.NULL:
+        return -ESTALE
+    fd = open_inode(share, inode, args.flags)
+    inode_unpin(cython.address(share.inodes), inode)
+    if fd < 0:
+        return fd
+    request.reply_size = cython.sizeof(fuse_open_out)
+    return reply_open(
+        share,
+        cython.cast(cython.pointer(fuse_open_out), request.reply),
+        fd,
+        request.header.nodeid,
+        args.flags,
+    )
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def create(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_create_in) = cython.cast(cython.pointer(fuse_create_in), request.args)
+    directory: cython.int
+    error: cython.int
+    _tries: cython.int
+    parent: cython.pointer(Inode)
+    host_flags: cython.int = open_flags(share, args.flags)
+    if host_flags < 0:
+        return host_flags
+    parent = inode_pin(cython.address(share.inodes), request.header.nodeid)
+    if parent == cython.NULL:
+        return -ESTALE
+    directory = inode_descriptor(cython.address(share.inodes), parent)
+    error = directory
+    if directory >= 0:
+        # The name may come and go on the host between the two attempts; a few rounds settle it.
+        for _tries in range(3):
+            error = create_new(share, request, parent, directory, host_flags)
+            if error != -EEXIST or args.flags & O_EXCL:
+                break
+            error = create_existing(share, request, parent)
+            if error != -ENOENT:
+                break
+    inode_unpin(cython.address(share.inodes), parent)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def create_new(
+    share: cython.pointer(Share),
+    request: cython.pointer(Request),
+    parent: cython.pointer(Inode),
+    directory: cython.int,
+    host_flags: cython.int,
+) -> cython.int:
+    """Create the file exclusively, as the request's user, and answer with entry and handle."""
+    args: cython.pointer(fuse_create_in) = cython.cast(cython.pointer(fuse_create_in), request.args)
+    fd: cython.int
+    error: cython.int = become(share, request)
+    if error:
+        return error
+    fd = openat(directory, request.names[0], host_flags | O_CREAT | O_EXCL | O_NOFOLLOW, args.mode & 0o7777)
+    error = -errno if fd < 0 else 0
+    become_self(share, request)
+    if error:
+        return error
+    return reply_create(share, request, parent, request.names[0], request.name_sizes[0], fd, args.flags)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def reply_create(
+    share: cython.pointer(Share),
+    request: cython.pointer(Request),
+    parent: cython.pointer(Inode),
+    name: cython.pointer(cython.const[cython.char]),
+    size: uint32_t,
+    fd: cython.int,
+    flags: uint32_t,
+) -> cython.int:
+    """Entry and handle of the file that was just created as `fd`, which is used up."""
+    out: cython.pointer(fuse_create_out) = cython.cast(cython.pointer(fuse_create_out), request.reply)
+    status: statx_t
+    nodeid: uint64_t = 0
+    error: cython.int = inode_adopt(
+        cython.address(share.inodes), fd, parent, name, size, cython.address(status), cython.address(nodeid)
+    )
+    if error:
+        close(fd)
+        return error
+    fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    error = reply_open(share, cython.address(out.open), fd, nodeid, flags)
+    if error:
+        inode_forget(cython.address(share.inodes), nodeid, 1)
+        return error
+    request.reply_size = cython.sizeof(fuse_create_out)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def create_existing(
+    share: cython.pointer(Share), request: cython.pointer(Request), parent: cython.pointer(Inode)
+) -> cython.int:
+    """CREATE of a name that exists: look it up and open it, by the rules of OPEN."""
+    args: cython.pointer(fuse_create_in) = cython.cast(cython.pointer(fuse_create_in), request.args)
+    out: cython.pointer(fuse_create_out) = cython.cast(cython.pointer(fuse_create_out), request.reply)
+    status: statx_t
+    nodeid: uint64_t = 0
+    fd: cython.int
+    inode: cython.pointer(Inode)
+    error: cython.int = inode_lookup(
+        cython.address(share.inodes),
+        parent,
+        request.names[0],
+        request.name_sizes[0],
+        cython.address(status),
+        cython.address(nodeid),
+    )
+    if error:
+        return error
+    inode = inode_pin(cython.address(share.inodes), nodeid)
+    fd = -ESTALE
+    if inode != cython.NULL:
+        fd = open_inode(share, inode, args.flags)
+        inode_unpin(cython.address(share.inodes), inode)
+    error = fd if fd < 0 else reply_open(share, cython.address(out.open), fd, nodeid, args.flags)
+    if error:
+        inode_forget(cython.address(share.inodes), nodeid, 1)
+        return error
+    if args.flags & O_TRUNC:
+        status.stx_size = status.stx_blocks = 0
+    fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    request.reply_size = cython.sizeof(fuse_create_out)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def tmpfile(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_create_in) = cython.cast(cython.pointer(fuse_create_in), request.args)
+    fd: cython.int
+    directory: cython.int
+    error: cython.int
+    parent: cython.pointer(Inode)
+    host_flags: cython.int = open_flags(share, args.flags)
+    if host_flags < 0:
+        return host_flags
+    parent = inode_pin(cython.address(share.inodes), request.header.nodeid)
+    if parent == cython.NULL:
+        return -ESTALE
+    directory = inode_descriptor(cython.address(share.inodes), parent)
+    error = directory if directory < 0 else become(share, request)
+    if not error:
+        # Without O_EXCL: the guest may give the file a name later.
+        fd = openat(directory, b".", (host_flags & ~O_TRUNC) | O_TMPFILE, args.mode & 0o7777)
+        error = -errno if fd < 0 else 0
+        become_self(share, request)
+        if not error:
+            error = reply_create(share, request, cython.NULL, cython.NULL, 0, fd, args.flags)
+    inode_unpin(cython.address(share.inodes), parent)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def trim_out(request: cython.pointer(Request), size: uint64_t) -> cython.void:
+    """Cut the reply's pieces to `size` bytes."""
+    left: uint64_t = size
+    i: uint32_t = 0
+    while left and i < request.out_count:
+        if request.out[i].iov_len > left:
+            request.out[i].iov_len = left
+        left -= request.out[i].iov_len
+        i += 1
+    request.out_count = i
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def read_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_read_in) = cython.cast(cython.pointer(fuse_read_in), request.args)
+    size: uint64_t = args.size
+    done: uint64_t = 0
+    got: cython.Py_ssize_t = 0
+    expected: uint64_t
+    pieces: cython.pointer(iovec) = request.out
+    count: cython.int
+    left: uint32_t
+    error: cython.int = 0
+    handle: cython.pointer(Handle)
+    if size > request.out_size:
+        size = request.out_size
+    if args.offset >> 63 or (args.offset + size) >> 63:
+        return -EINVAL
+    handle = handle_pin(cython.address(share.handles), args.fh, False)
+    if handle == cython.NULL:
+        return -EBADF
+    trim_out(request, size)
+    left = request.out_count
+    while left:
+        count = IOV_MAX if left > IOV_MAX else left
+        expected = length_of(pieces, count)
+        got = preadv(handle.fd, pieces, count, args.offset + done)
+        if got < 0:
+            # What was read before the error counts; the guest meets the error at its next READ.
+            error = 0 if done else -errno
+            break
+        done += got
+        if cython.cast(uint64_t, got) < expected:
+            break
+        pieces += count
+        left -= count
+    handle_unpin(cython.address(share.handles), handle)
+    request.in_place = True
+    request.reply_size = done
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def length_of(pieces: cython.pointer(iovec), count: cython.int) -> uint64_t:
+    total: uint64_t = 0
+    i: cython.int
+    for i in range(count):
+        total += pieces[i].iov_len
+    return total
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def write_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_write_in) = cython.cast(cython.pointer(fuse_write_in), request.args)
+    out: cython.pointer(fuse_write_out) = cython.cast(cython.pointer(fuse_write_out), request.reply)
+    done: uint64_t = 0
+    put: cython.Py_ssize_t
+    expected: uint64_t
+    pieces: cython.pointer(iovec) = request.data
+    left: uint32_t = request.data_count
+    count: cython.int
+    flags: cython.int
+    error: cython.int = 0
+    handle: cython.pointer(Handle)
+    if args.size != request.data_size:
+        return -EINVAL
+    if args.offset >> 63 or (args.offset + args.size) >> 63:
+        return -EINVAL
+    handle = handle_pin(cython.address(share.handles), args.fh, False)
+    if handle == cython.NULL:
+        return -EBADF
+    # Another guest may have appended since this one last saw the size: the host knows where the end is.
+    flags = RWF_APPEND if args.flags & O_APPEND else 0
+    while left:
+        count = IOV_MAX if left > IOV_MAX else left
+        expected = length_of(pieces, count)
+        put = pwritev2(handle.fd, pieces, count, args.offset + done, flags)
+        if put < 0:
+            error = 0 if done else -errno
+            break
+        done += put
+        if cython.cast(uint64_t, put) < expected:
+            break
+        pieces += count
+        left -= count
+    handle_unpin(cython.address(share.handles), handle)
+    if error:
+        return error
+    out.size = done
+    out.padding = 0
+    request.reply_size = cython.sizeof(fuse_write_out)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def flush(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    """What close(2) would report: file systems such as NFS write back, and fail, at that moment."""
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_flush_in) = cython.cast(cython.pointer(fuse_flush_in), request.args)
+    fd: cython.int
+    error: cython.int = 0
+    handle: cython.pointer(Handle) = handle_pin(cython.address(share.handles), args.fh, False)
+    if handle == cython.NULL:
+        return -EBADF
+    fd = dup(handle.fd)
+    if fd < 0 or close(fd) != 0:
+        error = -errno
+    handle_unpin(cython.address(share.handles), handle)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def release_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_release_in) = cython.cast(cython.pointer(fuse_release_in), request.args)
+    return handle_release(cython.address(share.handles), args.fh, False)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def fsync_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_fsync_in) = cython.cast(cython.pointer(fuse_fsync_in), request.args)
+    error: cython.int
+    handle: cython.pointer(Handle) = handle_pin(cython.address(share.handles), args.fh, False)
+    if handle == cython.NULL:
+        return -EBADF
+    error = fdatasync(handle.fd) if args.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(handle.fd)
+    if error:
+        error = -errno
+    handle_unpin(cython.address(share.handles), handle)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def fallocate_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_fallocate_in) = cython.cast(cython.pointer(fuse_fallocate_in), request.args)
+    error: cython.int = 0
+    handle: cython.pointer(Handle)
+    if args.mode & ~FALLOCATE_MODES:
+        return -EOPNOTSUPP
+    if args.offset >> 63 or args.length >> 63:
+        return -EINVAL
+    handle = handle_pin(cython.address(share.handles), args.fh, False)
+    if handle == cython.NULL:
+        return -EBADF
+    if fallocate(handle.fd, args.mode, args.offset, args.length) != 0:
+        error = -errno
+    handle_unpin(cython.address(share.handles), handle)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def lseek_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    """SEEK_DATA and SEEK_HOLE; the guest's kernel does the others itself."""
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_lseek_in) = cython.cast(cython.pointer(fuse_lseek_in), request.args)
+    out: cython.pointer(fuse_lseek_out) = cython.cast(cython.pointer(fuse_lseek_out), request.reply)
+    found: off_t
+    error: cython.int = 0
+    handle: cython.pointer(Handle)
+    if args.whence != SEEK_DATA and args.whence != SEEK_HOLE:
+        return -EINVAL
+    handle = handle_pin(cython.address(share.handles), args.fh, False)
+    if handle == cython.NULL:
+        return -EBADF
+    found = lseek(handle.fd, args.offset, args.whence)
+    if found < 0:
+        error = -errno
+    handle_unpin(cython.address(share.handles), handle)
+    if error:
+        return error
+    out.offset = found
+    request.reply_size = cython.sizeof(fuse_lseek_out)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def copy_range(context: cython.p_void, request: cython.pointer(Request)) -> int64_t:
+    """Copy between two open files of the share: bytes copied or a negative errno."""
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    args: cython.pointer(fuse_copy_file_range_in) = cython.cast(
+        cython.pointer(fuse_copy_file_range_in), request.args
+    )
+    source_offset: off_t = args.off_in
+    target_offset: off_t = args.off_out
+    copied: int64_t
+    source: cython.pointer(Handle)
+    target: cython.pointer(Handle)
+    if args.flags or args.off_in >> 63 or args.off_out >> 63:
+        return -EINVAL
+    source = handle_pin(cython.address(share.handles), args.fh_in, False)
+    if source == cython.NULL:
+        return -EBADF
+    target = handle_pin(cython.address(share.handles), args.fh_out, False)
+    copied = -EBADF
+    if target != cython.NULL:
+        copied = copy_file_range(
+            source.fd,
+            cython.address(source_offset),
+            target.fd,
+            cython.address(target_offset),
+            args.len if args.len < MAX_COPY else MAX_COPY,
+            0,
+        )
+        if copied < 0:
+            copied = -errno
+        handle_unpin(cython.address(share.handles), target)
+    handle_unpin(cython.address(share.handles), source)
+    return copied
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def copy_file_range_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    out: cython.pointer(fuse_write_out) = cython.cast(cython.pointer(fuse_write_out), request.reply)
+    copied: int64_t = copy_range(context, request)
+    if copied < 0:
+        return copied
+    out.size = copied
+    out.padding = 0
+    request.reply_size = cython.sizeof(fuse_write_out)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def copy_file_range_64(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    out: cython.pointer(fuse_copy_file_range_out) = cython.cast(
+        cython.pointer(fuse_copy_file_range_out), request.reply
+    )
+    copied: int64_t = copy_range(context, request)
+    if copied < 0:
+        return copied
+    out.bytes_copied = copied
+    request.reply_size = cython.sizeof(fuse_copy_file_range_out)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def syncfs_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    return 0 if syncfs(share.root) == 0 else -errno

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint64_t
+from virtiofs.fs.filesystem cimport Filesystem
+from virtiofs.fs.passthrough.context cimport Share
+
+cdef class Passthrough(Filesystem):
+    cdef Share share
+    cdef void* records
+    cdef uint64_t records_size
+    cdef readonly str directory
+
+    cdef void free(self)
+    cdef int map_records(self, uint64_t inodes, uint64_t handles) except? -1
+    cdef void fill_table(self)

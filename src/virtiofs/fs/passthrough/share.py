@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shared directory: what its operations work on, and the table of them.
+
+The records that the guest's node ids and handles stand for lie in one memfd, flat and of fixed size: a page
+of header, then the inodes, then the handles.  The file is sparse and as large as the limits allow, so nothing
+is ever moved and a record costs memory only when it is first used.
+"""
+
+import os
+
+import cython
+from cython.cimports.libc.errno import errno
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.string import strerror
+from cython.cimports.posix.mman import (
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_SHARED,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
+from cython.cimports.virtiofs.fs.filesystem import Filesystem
+from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
+from cython.cimports.virtiofs.fs.passthrough.directories import (
+    fsyncdir,
+    opendir,
+    readdir,
+    readdirplus,
+    releasedir,
+)
+from cython.cimports.virtiofs.fs.passthrough.files import (
+    copy_file_range_,
+    copy_file_range_64,
+    create,
+    fallocate_,
+    flush,
+    fsync_,
+    lseek_,
+    open_,
+    read_,
+    release_,
+    syncfs_,
+    tmpfile,
+    write_,
+)
+from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_release_all, handles_init
+from cython.cimports.virtiofs.fs.passthrough.host import CLONE_FS, close, fchdir, unshare
+from cython.cimports.virtiofs.fs.passthrough.inodes import Inode, inode_forget_all, store_free, store_init
+from cython.cimports.virtiofs.fs.passthrough.names import (
+    batch_forget,
+    forget,
+    link,
+    lookup,
+    mkdir,
+    mknod,
+    readlink,
+    rename,
+    rename2,
+    rmdir,
+    symlink,
+    unlink,
+)
+from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
+from cython.cimports.virtiofs.fuse import layout
+
+MAGIC = cython.declare(uint64_t, 0x3173666F69747269)  # "irtiofs1"
+VERSION = cython.declare(uint64_t, 1)
+HEADER = cython.declare(uint64_t, 4096)
+MAX_INODES = cython.declare(uint64_t, 1 << 24)
+# Descriptors kept for what is neither an inode nor a handle: rings, guest memory, sockets.
+RESERVED_DESCRIPTORS = 1200
+CAP_DAC_READ_SEARCH, CAP_SETGID, CAP_SETUID = 2, 6, 7
+
+INIT_FLAGS = (
+    layout.FUSE_ASYNC_READ
+    | layout.FUSE_ATOMIC_O_TRUNC
+    | layout.FUSE_BIG_WRITES
+    | layout.FUSE_AUTO_INVAL_DATA
+    | layout.FUSE_DO_READDIRPLUS
+    | layout.FUSE_READDIRPLUS_AUTO
+    | layout.FUSE_ASYNC_DIO
+    | layout.FUSE_PARALLEL_DIROPS
+    | layout.FUSE_CREATE_SUPP_GROUP
+    | layout.FUSE_NO_EXPORT_SUPPORT
+    | layout.FUSE_ALLOW_IDMAP
+)
+
+
+@cython.cclass
+class Passthrough(Filesystem):
+    """The tree below `directory` of the host, for one guest.
+
+    `read_only`: every change is refused, and opening leaves no access time.  `valid`: how long the guest may
+    trust names and attributes without asking again, in seconds.  `max_open`: descriptors kept for inodes (0:
+    a quarter of what the process may have, at most 8192).  `file_handles`: come back to files by handle where
+    privilege allows. Raises `OSError` if the directory can not be opened.
+    """
+
+    def __cinit__(
+        self,
+        directory: str,
+        read_only: bool = False,
+        valid: float = 1.0,
+        max_open: int = 0,
+        file_handles: bool = True,
+    ):
+        import resource
+
+        share: cython.pointer(Share) = cython.address(self.share)
+        error: cython.int
+        share.root = share.proc = -1
+        self.records = cython.NULL
+        self.directory = directory
+        root: cython.int = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            share.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+            share.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            permitted: int = permitted_capabilities()
+            limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            spare: int = max(limit - RESERVED_DESCRIPTORS, 64)
+            pool: int = max(min(max_open or 8192, spare // 4), 16)
+            self.map_records(MAX_INODES, spare - pool)
+            share.read_only = self.read_only = read_only
+            share.valid = int(valid * 1_000_000_000)
+            share.switch_ids = permitted >> CAP_SETUID & permitted >> CAP_SETGID & 1
+            share.permitted[0] = permitted & 0xFFFFFFFF
+            share.permitted[1] = permitted >> 32
+            header: cython.pointer(uint32_t) = cython.cast(cython.pointer(uint32_t), self.records) + 8
+            inodes: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), self.records) + HEADER
+            handles: cython.pointer(uint8_t) = inodes + cython.sizeof(Inode) * (MAX_INODES + 1)
+            handles_init(
+                cython.address(share.handles),
+                cython.cast(cython.pointer(Handle), handles),
+                header + 1,
+                spare - pool,
+            )
+            error = store_init(
+                cython.address(share.inodes),
+                cython.cast(cython.pointer(Inode), inodes),
+                header,
+                MAX_INODES,
+                pool,
+                root,
+                share.proc,
+                file_handles and permitted >> CAP_DAC_READ_SEARCH & 1,
+            )
+            if error:
+                raise OSError(-error, strerror(-error).decode(), directory)
+        except BaseException:
+            os.close(root)
+            raise
+        self.context = share
+        self.reset = drop_all
+        self.init_flags = INIT_FLAGS
+        self.fill_table()
+
+    def __dealloc__(self):
+        self.free()
+
+    @cython.cfunc
+    def free(self) -> cython.void:
+        share: cython.pointer(Share) = cython.address(self.share)
+        if self.context != cython.NULL:
+            self.context = cython.NULL
+            handle_release_all(cython.address(share.handles))
+            store_free(cython.address(share.inodes))
+        if self.records != cython.NULL:
+            munmap(self.records, self.records_size)
+            self.records = cython.NULL
+            close(share.root)
+            close(share.proc)
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def map_records(self, inodes: uint64_t, handles: uint64_t) -> cython.int:
+        """Make the memfd that holds the records, and map it."""
+        size: uint64_t = (
+            (HEADER + (inodes + 1) * cython.sizeof(Inode) + (handles + 1) * cython.sizeof(Handle) + 4095)
+            // 4096
+            * 4096
+        )
+        fd: cython.int = os.memfd_create("virtiofs-records", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            where: cython.p_void = mmap(
+                cython.NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0
+            )
+            if where == MAP_FAILED:
+                raise OSError(errno, "cannot map the records of a share")
+        finally:
+            os.close(fd)
+        self.records = where
+        self.records_size = size
+        words: cython.pointer(uint64_t) = cython.cast(cython.pointer(uint64_t), where)
+        words[0] = MAGIC
+        words[1] = VERSION
+        words[2] = cython.sizeof(Inode)
+        words[3] = cython.sizeof(Handle)
+        return 0
+
+    @cython.cfunc
+    def fill_table(self) -> cython.void:
+        self.table[layout.FUSE_LOOKUP] = lookup
+        self.table[layout.FUSE_FORGET] = forget
+        self.table[layout.FUSE_GETATTR] = getattr
+        self.table[layout.FUSE_SETATTR] = setattr
+        self.table[layout.FUSE_READLINK] = readlink
+        self.table[layout.FUSE_SYMLINK] = symlink
+        self.table[layout.FUSE_MKNOD] = mknod
+        self.table[layout.FUSE_MKDIR] = mkdir
+        self.table[layout.FUSE_UNLINK] = unlink
+        self.table[layout.FUSE_RMDIR] = rmdir
+        self.table[layout.FUSE_RENAME] = rename
+        self.table[layout.FUSE_LINK] = link
+        self.table[layout.FUSE_OPEN] = open_
+        self.table[layout.FUSE_READ] = read_
+        self.table[layout.FUSE_WRITE] = write_
+        self.table[layout.FUSE_STATFS] = statfs
+        self.table[layout.FUSE_RELEASE] = release_
+        self.table[layout.FUSE_FSYNC] = fsync_
+        self.table[layout.FUSE_SETXATTR] = setxattr_
+        self.table[layout.FUSE_GETXATTR] = getxattr_
+        self.table[layout.FUSE_LISTXATTR] = listxattr_
+        self.table[layout.FUSE_REMOVEXATTR] = removexattr_
+        self.table[layout.FUSE_FLUSH] = flush
+        self.table[layout.FUSE_OPENDIR] = opendir
+        self.table[layout.FUSE_READDIR] = readdir
+        self.table[layout.FUSE_RELEASEDIR] = releasedir
+        self.table[layout.FUSE_FSYNCDIR] = fsyncdir
+        self.table[layout.FUSE_ACCESS] = access
+        self.table[layout.FUSE_CREATE] = create
+        self.table[layout.FUSE_BATCH_FORGET] = batch_forget
+        self.table[layout.FUSE_FALLOCATE] = fallocate_
+        self.table[layout.FUSE_READDIRPLUS] = readdirplus
+        self.table[layout.FUSE_RENAME2] = rename2
+        self.table[layout.FUSE_LSEEK] = lseek_
+        self.table[layout.FUSE_COPY_FILE_RANGE] = copy_file_range_
+        self.table[layout.FUSE_SYNCFS] = syncfs_
+        self.table[layout.FUSE_TMPFILE] = tmpfile
+        self.table[layout.FUSE_STATX] = statx_
+        self.table[layout.FUSE_COPY_FILE_RANGE_64] = copy_file_range_64
+
+    def start_thread(self) -> None:
+        """Give the thread a working directory of its own, /proc/self/fd (see xattrs.py).
+
+        Raises `OSError` if the kernel refuses.
+        """
+        if unshare(CLONE_FS) != 0 or fchdir(self.share.proc) != 0:
+            raise OSError(errno, "cannot give a thread its own working directory")
+
+    def close(self) -> None:
+        """Close every descriptor of the share."""
+        self.free()
+
+    def statistics(self) -> dict[str, int]:
+        """Inodes and handles the guest holds, descriptors in the pool and how often one was taken from it."""
+        return {
+            "inodes": self.share.inodes.live,
+            "handles": self.share.handles.live,
+            "descriptors": self.share.inodes.pool_size,
+            "evictions": self.share.inodes.evictions,
+        }
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def drop_all(context: cython.p_void) -> cython.void:
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    handle_release_all(cython.address(share.handles))
+    inode_forget_all(cython.address(share.inodes))
+
+
+def permitted_capabilities() -> int:
+    """The permitted capabilities of this process as a bit mask."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("CapPrm:"):
+                return int(line.split()[1], 16)
+    return 0

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.uio cimport iovec
+from virtiofs.fuse.layout cimport fuse_in_header
+
+cdef enum:
+    OPCODES = 64
+    ARGS_ROOM = 128          # the largest fixed structure has 88 bytes
+    REST_ROOM = 256 * 1024   # names, extensions, an xattr value of 64 KiB, or records of BATCH_FORGET
+    REPLY_ROOM = 1024 * 1024 # a READDIR of 256 pages
+    MAX_NAMES = 2
+    MAX_GROUPS = 32
+
+cdef enum NameKind:
+    KIND_NONE
+    KIND_NAME
+    KIND_ANY
+    KIND_TARGET
+    KIND_XATTR
+
+cdef struct Operation:
+    bint known
+    uint16_t args_size
+    uint16_t short_size      # size of the structure in an older form; 0 if there is none
+    uint64_t short_unless    # INIT flag that announces the full form; 0: told by the length alone
+    uint16_t reply_size
+    uint8_t names
+    uint8_t kinds[MAX_NAMES]
+    uint32_t flags
+
+cdef struct Request:
+    fuse_in_header header
+    uint8_t* args            # ARGS_ROOM bytes: the fixed structure, zero-filled
+    uint8_t* rest            # REST_ROOM bytes: what follows it
+    const char* names[MAX_NAMES]
+    uint32_t name_sizes[MAX_NAMES]
+    uint8_t* tail
+    uint32_t tail_size
+    uint32_t groups_count
+    uint32_t groups[MAX_GROUPS]
+    iovec* data              # file data of WRITE, still in the carrier's memory
+    uint32_t data_count
+    uint64_t data_size
+    iovec* out               # room for the reply's payload, in the carrier's memory
+    uint32_t out_count
+    uint64_t out_size
+    uint8_t* reply           # REPLY_ROOM bytes of our own, for replies that are built before they are copied out
+    uint32_t reply_size      # payload bytes of a successful reply, in `reply` or, if `in_place`, in `out`
+    bint in_place
+    uint64_t session_flags   # what INIT negotiated
+
+ctypedef int (*Handler)(void* context, Request* request) noexcept nogil
+ctypedef void (*Hook)(void* context) noexcept nogil
+
+cdef class Handlers:
+    cdef Handler table[OPCODES]
+    cdef Hook reset
+    cdef void* context
+    cdef uint64_t init_flags
+    cdef public bint read_only
+
+cdef const Operation* operation_of(uint32_t opcode) noexcept nogil
+cdef int parse(Request* request, const Operation* operation) noexcept nogil
+cdef uint64_t gather(void* target, iovec** pieces, uint32_t* count, uint64_t size) noexcept nogil
+cdef uint64_t scatter(const void* source, iovec** pieces, uint32_t* count, uint64_t size) noexcept nogil
+cdef bint allocate(Request* request) noexcept nogil
+cdef void release(Request* request) noexcept nogil

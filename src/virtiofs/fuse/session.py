@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A FUSE session: INIT, then requests to the handlers by table, until DESTROY.
+
+One session belongs to one device and is used by all its queues.  A second INIT ends the first session, as a
+guest that reboots sends no DESTROY.
+"""
+
+import cython
+from cython.cimports.libc.errno import EINVAL, EIO, ENOSYS, EPROTO, EROFS
+from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.string import memcpy, memset
+from cython.cimports.posix.uio import iovec
+from cython.cimports.virtiofs.fuse.layout import (
+    FUSE_DESTROY,
+    FUSE_INIT,
+    FUSE_INIT_EXT,
+    FUSE_KERNEL_MINOR_VERSION,
+    FUSE_MAX_PAGES,
+    fuse_in_header,
+    fuse_init_in,
+    fuse_init_out,
+    fuse_out_header,
+)
+from cython.cimports.virtiofs.fuse.request import Handlers, gather, operation_of, parse, scatter
+
+from virtiofs.fuse import abi
+
+MUTATES = cython.declare(uint32_t, abi.MUTATES)
+NO_REPLY = cython.declare(uint32_t, abi.NO_REPLY)
+
+# virtio-fs came with 7.31; the structures below are those of 7.27 and later.
+OLDEST_MINOR = cython.declare(uint32_t, 27)
+MAX_WRITE = cython.declare(uint32_t, 1 << 20)
+PAGE = cython.declare(uint32_t, 4096)
+# A virtio-fs guest throttles nothing by these, but 0 would mean its small defaults.
+MAX_BACKGROUND = cython.declare(uint32_t, 65535)
+
+
+@cython.cclass
+class Session:
+    """Serves requests with `handlers`, whatever carries them."""
+
+    def __cinit__(self, handlers: Handlers):
+        self.handlers = handlers
+
+    def end(self) -> None:
+        """Forget the session and all that the guest holds, as after DESTROY."""
+        with cython.nogil:
+            self.destroy()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def serve(
+        self,
+        request: cython.pointer(Request),
+        readable: cython.pointer(iovec),
+        readable_count: uint32_t,
+        readable_size: uint64_t,
+        writable: cython.pointer(iovec),
+        writable_count: uint32_t,
+        writable_size: uint64_t,
+    ) -> uint32_t:
+        """Serve one request and write its reply.  Returns the bytes written, 0 where no reply is due.
+
+        The pieces are the caller's and are used up.
+        """
+        out: fuse_out_header
+        error: cython.int
+        operation: cython.pointer(cython.const[Operation]) = cython.NULL
+        request.data = readable
+        request.data_count = readable_count
+        memset(cython.address(request.header), 0, cython.sizeof(fuse_in_header))
+        gather(
+            cython.address(request.header),
+            cython.address(request.data),
+            cython.address(request.data_count),
+            cython.sizeof(fuse_in_header),
+        )
+        request.out = writable
+        request.out_count = writable_count
+        request.out_size = writable_size
+        request.reply_size = 0
+        request.in_place = False
+        request.session_flags = self.flags
+        if (
+            readable_size < cython.sizeof(fuse_in_header)
+            or request.header.len < cython.sizeof(fuse_in_header)
+            or request.header.len > readable_size
+        ):
+            error = -EINVAL
+        else:
+            operation = operation_of(request.header.opcode)
+            if operation == cython.NULL:
+                error = -ENOSYS
+            elif operation.flags & NO_REPLY:
+                self.handle(request, operation)
+                return 0
+            elif writable_size < cython.sizeof(fuse_out_header):
+                return 0  # nobody could learn the result, so nothing is done
+            else:
+                error = 0
+        if writable_size < cython.sizeof(fuse_out_header):
+            return 0
+        # The header's room is kept aside; what remains is the payload's.
+        head: iovec[16]
+        head_count: uint32_t = reserve(request, head)
+        if not error:
+            error = self.handle(request, operation)
+        if error:
+            request.reply_size = 0
+        elif request.reply_size and not request.in_place:
+            scatter(
+                request.reply,
+                cython.address(request.out),
+                cython.address(request.out_count),
+                request.reply_size,
+            )
+        out.len = cython.sizeof(fuse_out_header) + request.reply_size
+        out.error = error
+        out.unique = request.header.unique
+        first: cython.pointer(iovec) = head
+        scatter(
+            cython.address(out),
+            cython.address(first),
+            cython.address(head_count),
+            cython.sizeof(fuse_out_header),
+        )
+        return out.len
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def handle(
+        self, request: cython.pointer(Request), operation: cython.pointer(cython.const[Operation])
+    ) -> cython.int:
+        """Check the request against the table and call its handler: 0 or a negative errno."""
+        error: cython.int
+        opcode: uint32_t = request.header.opcode
+        if not self.initialised and opcode != FUSE_INIT:
+            return -EIO
+        error = parse(request, operation)
+        if error:
+            return error
+        # Before anything is done: a reply that has no room could not tell of it.
+        if request.out_size < operation.reply_size:
+            return -EINVAL
+        if opcode == FUSE_INIT:
+            return self.init(request)
+        if opcode == FUSE_DESTROY:
+            return self.destroy()
+        if operation.flags & MUTATES and self.handlers.read_only:
+            return -EROFS
+        if self.handlers.table[opcode] == cython.NULL:
+            return -ENOSYS
+        return self.handlers.table[opcode](self.handlers.context, request)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def init(self, request: cython.pointer(Request)) -> cython.int:
+        """Negotiate (fuse.h, FUSE_INIT).  A newer major version gets ours and sends a second INIT."""
+        asked: fuse_init_in
+        answer: fuse_init_out
+        flags: uint64_t
+        memcpy(cython.address(asked), request.args, cython.sizeof(fuse_init_in))
+        memset(cython.address(answer), 0, cython.sizeof(fuse_init_out))
+        answer.major = 7
+        answer.minor = FUSE_KERNEL_MINOR_VERSION
+        request.reply_size = cython.sizeof(fuse_init_out)
+        if asked.major > 7:
+            memcpy(request.reply, cython.address(answer), cython.sizeof(fuse_init_out))
+            return 0
+        if asked.major < 7 or asked.minor < OLDEST_MINOR:
+            return -EPROTO
+        self.destroy()
+        flags = asked.flags
+        if flags & FUSE_INIT_EXT:
+            flags |= cython.cast(uint64_t, asked.flags2) << 32
+        flags &= self.handlers.init_flags | FUSE_INIT_EXT | FUSE_MAX_PAGES
+        answer.max_readahead = asked.max_readahead
+        answer.flags = cython.cast(uint32_t, flags)
+        answer.flags2 = cython.cast(uint32_t, flags >> 32)
+        answer.max_background = MAX_BACKGROUND
+        answer.congestion_threshold = MAX_BACKGROUND // 4 * 3
+        answer.max_write = MAX_WRITE
+        answer.max_pages = MAX_WRITE // PAGE
+        answer.time_gran = 1
+        memcpy(request.reply, cython.address(answer), cython.sizeof(fuse_init_out))
+        self.minor = asked.minor if asked.minor < FUSE_KERNEL_MINOR_VERSION else FUSE_KERNEL_MINOR_VERSION
+        self.flags = flags
+        self.initialised = True
+        return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def destroy(self) -> cython.int:
+        self.initialised = False
+        self.flags = 0
+        if self.handlers.reset != cython.NULL:
+            self.handlers.reset(self.handlers.context)
+        return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def reserve(request: cython.pointer(Request), head: cython.pointer(iovec)) -> uint32_t:
+    """Take the first 16 writable bytes out of `request.out` into `head` (at most 16 pieces); returns their number."""
+    left: uint64_t = cython.sizeof(fuse_out_header)
+    count: uint32_t = 0
+    piece: cython.pointer(iovec)
+    request.out_size -= left
+    while left:
+        piece = request.out
+        head[count].iov_base = piece.iov_base
+        if piece.iov_len > left:
+            head[count].iov_len = left
+            piece.iov_base = cython.cast(cython.p_char, piece.iov_base) + left
+            piece.iov_len -= left
+            left = 0
+        else:
+            head[count].iov_len = piece.iov_len
+            left -= piece.iov_len
+            request.out += 1
+            request.out_count -= 1
+        count += 1
+    return count

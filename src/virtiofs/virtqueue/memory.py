@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest's memory, as regions mapped into this process, and the only way from a guest address to a
+pointer.
+
+A piece of guest memory is usable only if it lies wholly inside one region (virtio 1.3, section 2.7;
+vhost-user, "Memory region description").  A reader takes no lock: a new region is published by raising
+`count` after its entry is written.  Regions are removed only while no queue runs (the owner of the queues
+sees to that).
+"""
+
+import cython
+from cython.cimports.libc.errno import errno
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.string import memcpy, strerror
+from cython.cimports.posix.mman import (
+    MADV_DONTDUMP,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_SHARED,
+    PROT_READ,
+    PROT_WRITE,
+    madvise,
+    mmap,
+    munmap,
+)
+from cython.cimports.posix.stat import fstat, struct_stat
+from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def translate(map: cython.pointer(MemoryMap), address: uint64_t, length: uint64_t) -> cython.pointer(uint8_t):
+    """Where `length` bytes at guest address `address` are mapped, or NULL if they are not all in one region."""
+    i: uint32_t
+    count: uint32_t = load_acquire_u32(cython.address(map.count))
+    region: cython.pointer(Region)
+    for i in range(count):
+        region = cython.address(map.regions[i])
+        # The subtractions can not wrap: the first test guards the second, the second the third.
+        if (
+            address >= region.guest
+            and length <= region.size
+            and address - region.guest <= region.size - length
+        ):
+            return region.host + (address - region.guest)
+    return cython.NULL
+
+
+@cython.cclass
+class GuestMemory:
+    """The regions of one guest.  `add` and `remove` are called by one thread; `translate` by any."""
+
+    def add(self, guest: int, size: int, fd: int, offset: int = 0) -> None:
+        """Map `size` bytes of descriptor `fd` from byte `offset` as the guest's addresses from `guest` on.
+
+        The descriptor stays the caller's and may be closed afterwards.  Raises `ValueError` for a region that
+        is empty, wraps, overlaps another or reaches past the end of the file, `OSError` if it can not be
+        mapped.
+        """
+        g: uint64_t = guest
+        n: uint64_t = size
+        o: uint64_t = offset
+        i: uint32_t
+        status: struct_stat
+        if self.map.count == MAX_REGIONS:
+            raise ValueError(f"more than {MAX_REGIONS} memory regions")
+        if n == 0 or guest + size > 1 << 64 or offset + size > 1 << 63:
+            raise ValueError(f"memory region at {guest:#x} of {size} bytes is empty or wraps")
+        for i in range(self.map.count):
+            if g < self.map.regions[i].guest + self.map.regions[i].size and self.map.regions[i].guest < g + n:
+                raise ValueError(f"memory region at {guest:#x} overlaps another")
+        if fstat(fd, cython.address(status)) != 0:
+            raise OSError(errno, strerror(errno).decode())
+        # Touching a page past the end of the file would be a SIGBUS.
+        if cython.cast(uint64_t, status.st_size) < o + n:
+            raise ValueError(
+                f"memory region at {guest:#x} needs {offset + size} bytes, its file has {status.st_size}"
+            )
+        # The file may want a start that is a multiple of its page size (hugetlbfs).
+        page: uint64_t = status.st_blksize if status.st_blksize > 4096 else 4096
+        slack: uint64_t = o % page
+        length: uint64_t = (n + slack + page - 1) // page * page
+        where: cython.p_void = mmap(
+            cython.NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, o - slack
+        )
+        if where == MAP_FAILED:
+            raise OSError(errno, f"cannot map guest memory: {strerror(errno).decode()}")
+        madvise(where, length, MADV_DONTDUMP)
+        region: cython.pointer(Region) = cython.address(self.map.regions[self.map.count])
+        region.guest = g
+        region.size = n
+        region.host = cython.cast(cython.pointer(uint8_t), where) + slack
+        region.mapped = where
+        region.mapped_size = length
+        store_release_u32(cython.address(self.map.count), self.map.count + 1)
+
+    def remove(self, guest: int, size: int) -> None:
+        """Unmap the region of exactly these bounds.  No queue may run.  Raises `KeyError` if there is none."""
+        i: uint32_t
+        g: uint64_t = guest
+        n: uint64_t = size
+        for i in range(self.map.count):
+            if self.map.regions[i].guest == g and self.map.regions[i].size == n:
+                munmap(self.map.regions[i].mapped, self.map.regions[i].mapped_size)
+                self.map.count -= 1
+                self.map.regions[i] = self.map.regions[self.map.count]
+                return
+        raise KeyError(f"no memory region at {guest:#x} of {size} bytes")
+
+    def clear(self) -> None:
+        """Unmap every region.  No queue may run."""
+        i: uint32_t
+        for i in range(self.map.count):
+            munmap(self.map.regions[i].mapped, self.map.regions[i].mapped_size)
+        self.map.count = 0
+
+    def __dealloc__(self):
+        self.clear()
+
+    def __len__(self) -> int:
+        return self.map.count
+
+    def contains(self, address: int, length: int) -> bool:
+        """Whether `length` bytes at guest address `address` lie in one region."""
+        if not (0 <= address < 1 << 64 and 0 <= length < 1 << 64):
+            return False
+        return translate(cython.address(self.map), address, length) != cython.NULL
+
+    def read(self, address: int, length: int) -> bytes:
+        """A copy of guest memory.  Raises `ValueError` for bytes outside one region."""
+        where: cython.pointer(uint8_t) = translate(cython.address(self.map), address, length)
+        if where == cython.NULL:
+            raise ValueError(f"{length} bytes at {address:#x} are outside guest memory")
+        return cython.cast(cython.p_char, where)[:length]
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy `data` into guest memory.  Raises `ValueError` for bytes outside one region."""
+        where: cython.pointer(uint8_t) = translate(cython.address(self.map), address, len(data))
+        if where == cython.NULL:
+            raise ValueError(f"{len(data)} bytes at {address:#x} are outside guest memory")
+        memcpy(where, cython.cast(cython.p_char, data), len(data))
