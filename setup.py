@@ -22,6 +22,7 @@ COMPILED = [
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.inodes",
+    "virtiofs.fs.passthrough.descriptors",
     "virtiofs.fs.passthrough.handles",
     "virtiofs.fs.passthrough.credentials",
     "virtiofs.fs.passthrough.attributes",

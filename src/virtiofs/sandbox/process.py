@@ -32,8 +32,14 @@ def shed_privilege() -> None:
         pass  # not privileged: then the groups give nothing that the user does not have
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the limit of open descriptors as far as is allowed and useful; returns what it is now."""
+def set_descriptor_limit(limit: int = 0) -> int:
+    """Let this process have `limit` descriptors (0: as many as is allowed and useful); returns how many it may have.
+
+    Raises `OSError` or `ValueError` if a limit that was asked for is not allowed.
+    """
+    if limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        return limit
     with open("/proc/sys/fs/nr_open") as file:
         ceiling: int = min(int(file.read()), MOST_DESCRIPTORS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

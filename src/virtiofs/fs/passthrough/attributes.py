@@ -6,6 +6,7 @@ from cython.cimports.libc.errno import EACCES, EBADF, EINVAL, EISDIR, errno
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.string import memset
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_pin, handle_unpin
 from cython.cimports.virtiofs.fs.passthrough.host import (
     AT_EMPTY_PATH,
@@ -35,7 +36,6 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
 )
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
-    inode_descriptor,
     inode_pin,
     inode_unpin,
 )

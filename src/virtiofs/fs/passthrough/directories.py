@@ -12,6 +12,7 @@ from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset, strlen
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import Share
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.handles import (
     Handle,
     handle_open,
@@ -39,7 +40,6 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
 )
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
-    inode_descriptor,
     inode_lookup,
     inode_pin,
     inode_unpin,

@@ -15,6 +15,7 @@ from cython.cimports.posix.uio import iovec
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.credentials import become, become_self
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.handles import (
     Handle,
     handle_open,
@@ -61,7 +62,6 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
     inode_adopt,
-    inode_descriptor,
     inode_forget,
     inode_lookup,
     inode_pin,

@@ -73,7 +73,6 @@ cdef void store_free(Store* store) noexcept nogil
 cdef uint64_t node_id(Store* store, Inode* inode) noexcept nogil
 cdef Inode* inode_pin(Store* store, uint64_t nodeid) noexcept nogil
 cdef void inode_unpin(Store* store, Inode* inode) noexcept nogil
-cdef int inode_descriptor(Store* store, Inode* inode) noexcept nogil
 cdef int inode_lookup(Store* store, Inode* parent, const char* name, uint32_t size,
                       statx_t* status, uint64_t* nodeid) noexcept nogil
 cdef int inode_adopt(Store* store, int fd, Inode* parent, const char* name, uint32_t size,

@@ -2,39 +2,39 @@
 """The inode store: from node ids, which the guest holds, back to files of the host.
 
 An inode is found by node id (generation << 32 | index) without a lock, and by identity (device, inode number,
-mount, birth time) through a hash under the store's lock.  Its O_PATH descriptor is one of a bounded pool: a
-clock hand takes descriptors from inodes that nobody used lately, and the next use comes back to the file
-through its file handle, or through its parent and name with the identity checked again.  So the guest's cache
-costs records, not descriptors.
+mount, birth time) through a hash under the store's lock.  How it becomes a descriptor again is the business of
+`descriptors.py`.
 
 Records are flat and lie in memory that the creator provides.  A vanished file is ESTALE, never ENOENT: Linux
 repeats the path walk only for ESTALE (fs/namei.c).
 """
 
 import cython
-from cython.cimports.libc.errno import ENFILE, ENOENT, ENOMEM, errno
-from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t, uint64_t
-from cython.cimports.libc.stdio import snprintf
+from cython.cimports.libc.errno import ENFILE, ENOMEM, errno
+from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy
+from cython.cimports.virtiofs.fs.passthrough.descriptors import (
+    birth_of,
+    device_of,
+    evict,
+    inode_descriptor,
+    join_pool,
+    known_mount,
+    leave_pool,
+    mount_of,
+    reopen,
+    take_handle,
+)
 from cython.cimports.virtiofs.fs.passthrough.host import (
     AT_EMPTY_PATH,
     AT_NO_AUTOMOUNT,
     AT_SYMLINK_NOFOLLOW,
-    ESTALE,
     O_CLOEXEC,
-    O_DIRECTORY,
     O_NOFOLLOW,
-    O_NONBLOCK,
     O_PATH,
-    O_RDONLY,
-    S_IFDIR,
     S_IFMT,
-    S_IFREG,
     close,
-    file_handle,
-    name_to_handle_at,
-    open_by_handle_at,
     openat,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -44,18 +44,13 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
 )
 from cython.cimports.virtiofs.fs.passthrough.slots import (
     SLOT_LIVE,
-    slot_begin_evict,
     slot_close,
-    slot_end_evict,
     slot_open,
     slot_pin,
     slot_renew,
     slot_unpin,
 )
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, load_u64, store_release_u32
-
-# How deep a file may lie below the last directory that still has a descriptor, when names are the only way back.
-MAX_DEPTH = cython.declare(cython.int, 256)
 
 
 @cython.cfunc
@@ -76,7 +71,7 @@ def store_init(
     `inodes` has room for `limit` records, zero-filled; `high` counts those that were ever used.
     """
     status: statx_t
-    nodeid: uint64_t
+    nodeid: uint64_t = 0
     error: cython.int
     pthread_mutex_init(cython.address(store.lock), cython.NULL)
     store.inodes = inodes
@@ -163,25 +158,6 @@ def inode_unpin(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> c
         close(fd)
 
 
-# Identity -------------------------------------------------------------------------------------------------------
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def device_of(status: cython.pointer(statx_t)) -> uint64_t:
-    return cython.cast(uint64_t, status.stx_dev_major) << 32 | status.stx_dev_minor
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def birth_of(status: cython.pointer(statx_t)) -> int64_t:
-    if not status.stx_mask & 0x800:  # STATX_BTIME
-        return 0
-    return status.stx_btime.tv_sec * 1000000000 + status.stx_btime.tv_nsec
-
-
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
@@ -207,86 +183,6 @@ def find(store: cython.pointer(Store), status: cython.pointer(statx_t), mount: u
             return inode
         index = inode.next
     return cython.NULL
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def known_mount(store: cython.pointer(Store), status: cython.pointer(statx_t)) -> uint32_t:
-    """Index of the mount a file is on, or MAX_MOUNTS if it was not seen before."""
-    i: uint32_t
-    dev: uint64_t = device_of(status)
-    for i in range(store.mount_count):
-        if store.mounts[i].id == status.stx_mnt_id and store.mounts[i].dev == dev:
-            return i
-    return MAX_MOUNTS
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def mount_of(store: cython.pointer(Store), status: cython.pointer(statx_t), fd: cython.int) -> uint32_t:
-    """As `known_mount`, but enters a new mount into the table: `fd` is a file on it.  Under the lock.
-
-    Whether file handles work is found by using one.  When the table is full, MAX_MOUNTS: its files go by
-    name.
-    """
-    index: uint32_t = known_mount(store, status)
-    handle: HandleBuffer
-    mount: cython.pointer(Mount)
-    found: cython.int
-    if index < MAX_MOUNTS or store.mount_count == MAX_MOUNTS:
-        return index
-    mount = cython.address(store.mounts[store.mount_count])
-    mount.id = status.stx_mnt_id
-    mount.dev = device_of(status)
-    mount.way = WAY_NAME
-    mount.fd = -1
-    if store.use_handles and status.stx_mode & S_IFMT == S_IFDIR:
-        mount.fd = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    elif store.use_handles and status.stx_mode & S_IFMT == S_IFREG:
-        mount.fd = reopen(store, fd, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
-    if mount.fd >= 0 and take_handle(fd, cython.address(handle)):
-        found = open_by_handle_at(
-            mount.fd, cython.cast(cython.pointer(file_handle), cython.address(handle)), O_PATH | O_CLOEXEC
-        )
-        if found >= 0:
-            close(found)
-            mount.way = WAY_HANDLE
-    store.mount_count += 1
-    return store.mount_count - 1
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def take_handle(fd: cython.int, handle: cython.pointer(HandleBuffer)) -> cython.bint:
-    """Ask the host for the file handle of `fd`."""
-    mount_id: cython.int = 0
-    handle.handle_bytes = MAX_HANDLE_SZ
-    return (
-        name_to_handle_at(
-            fd,
-            b"",
-            cython.cast(cython.pointer(file_handle), handle),
-            cython.address(mount_id),
-            AT_EMPTY_PATH,
-        )
-        == 0
-    )
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def reopen(store: cython.pointer(Store), fd: cython.int, flags: cython.int) -> cython.int:
-    """Open the file of a descriptor again, with other flags.  The caller has checked its type."""
-    name: cython.char[16]
-    snprintf(name, 16, b"%d", fd)
-    return openat(store.proc, name, flags)
-
-
-# Looking up -----------------------------------------------------------------------------------------------------
 
 
 @cython.cfunc
@@ -501,168 +397,6 @@ def grow(store: cython.pointer(Store)) -> cython.void:
             bucket[0] = index
             index = following
     free(old)
-
-
-# Descriptors ----------------------------------------------------------------------------------------------------
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def join_pool(store: cython.pointer(Store), inode: cython.pointer(Inode), fd: cython.int) -> cython.void:
-    inode.place = store.pool_size
-    store.pool[store.pool_size] = inode - store.inodes
-    store.pool_size += 1
-    store_release_u32(cython.address(inode.fd), fd)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def leave_pool(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.int:
-    """Take the inode's descriptor out of the pool and return it, or -1 if it has none.  Under the lock."""
-    fd: cython.int = inode.fd
-    last: uint32_t
-    if fd < 0:
-        return -1
-    store.pool_size -= 1
-    last = store.pool[store.pool_size]
-    store.pool[inode.place] = last
-    store.inodes[last].place = inode.place
-    inode.fd = -1
-    return fd
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def evict(store: cython.pointer(Store)) -> cython.int:
-    """Take the descriptor of an inode that was not used lately: it, or -1 if all are in use.  Under the lock."""
-    inode: cython.pointer(Inode)
-    tries: uint32_t = 2 * store.pool_size
-    fd: cython.int
-    while tries:
-        tries -= 1
-        if store.hand >= store.pool_size:
-            store.hand = 0
-        inode = cython.address(store.inodes[store.pool[store.hand]])
-        store.hand += 1
-        if inode.way == WAY_DESCRIPTOR or inode.keep:
-            continue
-        if inode.recent:
-            inode.recent = 0
-        elif slot_begin_evict(cython.address(inode.word)):
-            fd = leave_pool(store, inode)
-            slot_end_evict(cython.address(inode.word))
-            store.evictions += 1
-            return fd
-    return -1
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def inode_descriptor(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.int:
-    """An O_PATH descriptor of a pinned inode, good until it is unpinned; or a negative errno."""
-    return descriptor_at(store, inode, MAX_DEPTH)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def descriptor_at(
-    store: cython.pointer(Store), inode: cython.pointer(Inode), depth: cython.int
-) -> cython.int:
-    fd: cython.int = cython.cast(int32_t, load_acquire_u32(cython.address(inode.fd)))
-    victim: cython.int = -1
-    inode.recent = 1
-    if fd >= 0:
-        return fd
-    if inode.way == WAY_HANDLE:
-        fd = open_by_handle(store, inode)
-    else:
-        fd = open_by_name(store, inode, depth)
-    if fd < 0:
-        return fd
-    pthread_mutex_lock(cython.address(store.lock))
-    if inode.fd >= 0:  # another thread was faster
-        victim = fd
-        fd = inode.fd
-    else:
-        if store.pool_size >= store.pool_limit:
-            victim = evict(store)
-        if store.pool_size < store.pool_limit:
-            join_pool(store, inode, fd)
-        else:
-            victim = fd
-            fd = -ENFILE
-    pthread_mutex_unlock(cython.address(store.lock))
-    if victim >= 0:
-        close(victim)
-    return fd
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def open_by_handle(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.int:
-    handle: HandleBuffer
-    fd: cython.int
-    handle.handle_bytes = inode.size
-    handle.handle_type = inode.handle_type
-    memcpy(handle.bytes, inode.bytes, inode.size)
-    fd = open_by_handle_at(
-        store.mounts[inode.mount].fd,
-        cython.cast(cython.pointer(file_handle), cython.address(handle)),
-        O_PATH | O_NOFOLLOW | O_CLOEXEC,
-    )
-    return fd if fd >= 0 else -errno
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def open_by_name(store: cython.pointer(Store), inode: cython.pointer(Inode), depth: cython.int) -> cython.int:
-    """Walk to the inode from its parent, and make sure that it is the same file."""
-    name: cython.char[256]
-    status: statx_t
-    parent: cython.pointer(Inode)
-    directory: cython.int
-    fd: cython.int
-    nodeid: uint64_t
-    if depth == 0:
-        return -ESTALE
-    pthread_mutex_lock(cython.address(store.lock))
-    memcpy(name, inode.bytes, inode.size)
-    name[inode.size] = 0
-    nodeid = cython.cast(uint64_t, inode.parent_generation) << 32 | inode.parent
-    pthread_mutex_unlock(cython.address(store.lock))
-    parent = inode_pin(store, nodeid)
-    if parent == cython.NULL:
-        return -ESTALE
-    directory = descriptor_at(store, parent, depth - 1)
-    if directory >= 0:
-        fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
-        if fd < 0:
-            fd = -ESTALE if errno == ENOENT else -errno
-    else:
-        fd = directory
-    inode_unpin(store, parent)
-    if fd < 0:
-        return fd
-    if (
-        statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, cython.address(status)) != 0
-        or status.stx_ino != inode.ino
-        or device_of(cython.address(status)) != inode.dev
-        or birth_of(cython.address(status)) != inode.born
-        or known_mount(store, cython.address(status)) != inode.mount
-    ):
-        close(fd)
-        return -ESTALE
-    return fd
-
-
-# Forgetting, renaming, unlinking --------------------------------------------------------------------------------
 
 
 @cython.cfunc

@@ -13,6 +13,7 @@ from cython.cimports.libc.string import memcpy
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.credentials import become, become_self
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.host import (
     AT_REMOVEDIR,
     AT_SYMLINK_FOLLOW,
@@ -35,7 +36,6 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
 )
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
-    inode_descriptor,
     inode_forget,
     inode_keep,
     inode_lookup,

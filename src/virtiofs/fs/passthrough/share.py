@@ -46,8 +46,14 @@ from cython.cimports.virtiofs.fs.passthrough.files import (
     write_,
 )
 from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_release_all, handles_init
-from cython.cimports.virtiofs.fs.passthrough.host import CLONE_FS, close, fchdir, unshare
-from cython.cimports.virtiofs.fs.passthrough.inodes import Inode, inode_forget_all, store_free, store_init
+from cython.cimports.virtiofs.fs.passthrough.host import CLONE_FS, EOPNOTSUPP, close, fchdir, unshare
+from cython.cimports.virtiofs.fs.passthrough.inodes import (
+    WAY_HANDLE,
+    Inode,
+    inode_forget_all,
+    store_free,
+    store_init,
+)
 from cython.cimports.virtiofs.fs.passthrough.names import (
     batch_forget,
     forget,
@@ -94,8 +100,9 @@ class Passthrough(Filesystem):
 
     `read_only`: every change is refused, and opening leaves no access time.  `valid`: how long the guest may
     trust names and attributes without asking again, in seconds.  `max_open`: descriptors kept for inodes (0:
-    a quarter of what the process may have, at most 8192).  `file_handles`: come back to files by handle where
-    privilege allows. Raises `OSError` if the directory can not be opened.
+    a quarter of what the process may have, at most 8192).  `file_handles`: whether to come back to
+    files by handle: "never", "prefer" (where it works), "mandatory".
+    Raises `OSError` if the directory can not be opened, or mandatory handles do not work.
     """
 
     def __cinit__(
@@ -104,7 +111,7 @@ class Passthrough(Filesystem):
         read_only: bool = False,
         valid: float = 1.0,
         max_open: int = 0,
-        file_handles: bool = True,
+        file_handles: str = "prefer",
     ):
         import resource
 
@@ -144,12 +151,19 @@ class Passthrough(Filesystem):
                 pool,
                 root,
                 share.proc,
-                file_handles and permitted >> CAP_DAC_READ_SEARCH & 1,
+                file_handles != "never" and permitted >> CAP_DAC_READ_SEARCH & 1,
             )
             if error:
                 raise OSError(-error, strerror(-error).decode(), directory)
+            if file_handles == "mandatory" and share.inodes.mounts[0].way != WAY_HANDLE:
+                root = -1  # the store's
+                store_free(cython.address(share.inodes))
+                raise OSError(
+                    EOPNOTSUPP, "file handles can not be used here: no privilege, or none", directory
+                )
         except BaseException:
-            os.close(root)
+            if root >= 0:
+                os.close(root)
             raise
         self.context = share
         self.reset = drop_all

@@ -14,6 +14,7 @@ from cython.cimports.libc.stdint import uint32_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.string import memmove, strlen, strncmp
 from cython.cimports.virtiofs.fs.passthrough.context import Share
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.host import (
     EOPNOTSUPP,
     ESTALE,
@@ -24,7 +25,6 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
 )
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
-    inode_descriptor,
     inode_pin,
     inode_unpin,
 )

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` do all the set-up they need; see CONTRIBUTING.md for the others.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
+
+.PHONY: help demo test check bench build debug testbed lint types quick clean
+
+help:
+	@echo "make demo     a guest lists, checksums and writes files of a real directory"
+	@echo "make test     everything: lint, types, unit, protocol and guest tests"
+	@echo "make check    the quick loop: lint, types, unit and protocol tests"
+	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md"
+	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
+	@echo "make build    the virtual environment and the compiled modules"
+	@echo "make testbed  Debian packages and a kernel for guests"
+	@echo "make clean    remove what was built"
+
+demo: build testbed
+	@tools/demo $(VENV)/bin/virtiofs
+
+test: lint types quick testbed
+	$(RUN) -m pytest -m guest
+
+check: lint types quick
+
+bench: build testbed
+	$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md
+
+build: $(VENV)/.built
+
+$(VENV)/.installed: pyproject.toml tools/prepare-python
+	tools/prepare-python $(PYTHON) $(VENV)
+	touch $@
+
+# In place, so that a change of plain Python needs no build.
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(RUN) setup.py -q build_ext --inplace --parallel 2
+	touch $@
+
+debug: $(VENV)/.installed
+	tools/debug-build $(RUN)
+
+testbed:
+	@$(PYTHON) tools/testbed
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+quick: build
+	$(RUN) -m pytest -q -m "not guest"
+
+clean:
+	rm -rf build $(VENV) src/virtiofs.egg-info src/virtiofs/fuse/layout.pxd
+	find src -name '*.so' -delete
+	find . -name __pycache__ -prune -exec rm -rf {} +

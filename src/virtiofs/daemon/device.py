@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The virtio-fs device as the vhost-user back end sees it: every demand goes to the worker.
+
+Source: virtio 1.3, section 5.11 (file system device).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from virtiofs.daemon import channel
+from virtiofs.daemon.log import Log
+from virtiofs.vhostuser import messages as m
+from virtiofs.vhostuser.device import Device, VringState
+from virtiofs.vhostuser.payloads import MemoryRegion
+
+MAX_TAG = 36
+
+
+def check_tag(tag: str) -> bytes:
+    """The tag's bytes for the configuration space.  Raises `ValueError` if it is not 1 to 36 bytes without newline."""
+    data = tag.encode()
+    if not 1 <= len(data) <= MAX_TAG or b"\n" in data or b"\0" in data:
+        raise ValueError(f"a tag has 1 to {MAX_TAG} bytes and no newline: {tag!r}")
+    return data
+
+
+class ShareDevice(Device):
+    """A share as a device with one high-priority queue and `queues` request queues.
+
+    `worker` is the supervisor's end of a worker's channel, `front_end` the process id of the VMM (0:
+    unknown).
+    """
+
+    features = m.VIRTIO_F_VERSION_1 | m.VIRTIO_RING_F_EVENT_IDX | m.VIRTIO_RING_F_INDIRECT_DESC
+
+    def __init__(self, tag: bytes, queues: int, worker: socket.socket, log: Log):
+        self.queue_count = 1 + queues
+        self._tag = tag
+        self._worker = worker
+        self._log = log
+
+    def _ask(self, do: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
+        self._log.debug(f"worker: {do} {arguments}")
+        return channel.ask(self._worker, {"do": do, **arguments}, fds)
+
+    def config(self) -> bytes:
+        return struct.pack("<36sI", self._tag, self.queue_count - 1)
+
+    def map_memory(self, regions: list[MemoryRegion], fds: list[int]) -> None:
+        try:
+            self._ask(
+                "map_memory",
+                fds,
+                regions=[[region.guest_phys, region.size, region.mmap_offset] for region in regions],
+            )
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def add_memory(self, region: MemoryRegion, fd: int) -> None:
+        try:
+            self._ask(
+                "add_memory", [fd], guest=region.guest_phys, size=region.size, offset=region.mmap_offset
+            )
+        finally:
+            os.close(fd)
+
+    def remove_memory(self, region: MemoryRegion) -> None:
+        self._ask("remove_memory", guest=region.guest_phys, size=region.size)
+
+    def start_queue(self, index: int, vring: VringState) -> None:
+        self._ask(
+            "start_queue",
+            [fd for fd in (vring.kick, vring.call, vring.err) if fd >= 0],
+            index=index,
+            size=vring.size,
+            desc=vring.desc,
+            avail=vring.avail,
+            used=vring.used,
+            base=vring.base,
+            event_idx=bool(vring.features & m.VIRTIO_RING_F_EVENT_IDX),
+            indirect=bool(vring.features & m.VIRTIO_RING_F_INDIRECT_DESC),
+            enabled=vring.enabled,
+            call=vring.call >= 0,
+            err=vring.err >= 0,
+        )
+
+    def stop_queue(self, index: int) -> int:
+        return int(self._ask("stop_queue", index=index))
+
+    def set_call(self, index: int, fd: int) -> None:
+        self._ask("set_call", [fd] if fd >= 0 else [], index=index)
+
+    def set_err(self, index: int, fd: int) -> None:
+        self._ask("set_err", [fd] if fd >= 0 else [], index=index)
+
+    def set_enabled(self, index: int, enabled: bool) -> None:
+        self._ask("set_enabled", index=index, enabled=enabled)
+
+    def reset(self) -> None:
+        self._ask("reset")
+
+    def disconnected(self) -> None:
+        """Nothing to do: the worker ends with its connection."""

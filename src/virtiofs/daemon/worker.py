@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker: the process that reads guest memory.
+
+It is forked before a front end connects and serves one connection; a new one takes its place afterwards, so
+nothing of one guest is left for the next.  Its main thread obeys the supervisor; each queue has a thread that
+runs a compiled loop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from virtiofs.daemon import channel
+from virtiofs.daemon.log import Log
+from virtiofs.fs.filesystem import Filesystem
+from virtiofs.fuse.loop import QueueLoop
+from virtiofs.fuse.session import Session
+from virtiofs.sandbox.process import die_with_parent, shed_privilege
+from virtiofs.virtqueue.memory import GuestMemory
+from virtiofs.virtqueue.split import SplitQueue
+
+
+class Queue:
+    """A queue that runs: its loop, the thread in it, and the descriptor to signal when its ring is broken."""
+
+    def __init__(self, index: int, loop: QueueLoop, err: int):
+        self.index = index
+        self.loop = loop
+        self.err = err
+        self.thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        if self.err >= 0:
+            os.close(self.err)
+
+
+class Worker:
+    """Obeys messages from `sock` until it closes.  Each public method is one message (see `channel`)."""
+
+    def __init__(self, sock: socket.socket, filesystem: Filesystem, log: Log):
+        self._socket = sock
+        self._filesystem = filesystem
+        self._log = log
+        self._memory = GuestMemory()
+        self._session = Session(filesystem)
+        self._queues: dict[int, Queue] = {}
+
+    def run(self) -> None:
+        """Obey until the supervisor closes its end."""
+        while True:
+            received = channel.receive(self._socket)
+            if received is None:
+                break
+            message, fds = received
+            try:
+                method: Callable[..., Any] = COMMANDS[message.pop("do")]
+                answer = {"result": method(self, fds, **message)}
+            except (OSError, ValueError, KeyError, MemoryError) as error:
+                answer = {"error": str(error) or type(error).__name__}
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            channel.send(self._socket, answer)
+        for index in list(self._queues):
+            self.stop_queue([], index)
+        self._session.end()
+        self._filesystem.close()
+
+    def map_memory(self, fds: list[int], regions: list[list[int]]) -> None:
+        """Replace all guest memory by `regions` ([guest address, size, offset in its file] each)."""
+        self._memory.clear()
+        for (guest, size, offset), fd in zip(regions, fds, strict=True):
+            self._memory.add(guest, size, fd, offset)
+
+    def add_memory(self, fds: list[int], guest: int, size: int, offset: int) -> None:
+        self._memory.add(guest, size, fds[0], offset)
+
+    def remove_memory(self, fds: list[int], guest: int, size: int) -> None:
+        """Unmap a region; the queues stand still meanwhile, as a request may be using it."""
+        for queue in self._queues.values():
+            self._pause(queue)
+        try:
+            self._memory.remove(guest, size)
+        finally:
+            for queue in self._queues.values():
+                self._resume(queue)
+
+    def start_queue(
+        self,
+        fds: list[int],
+        index: int,
+        size: int,
+        desc: int,
+        avail: int,
+        used: int,
+        base: int,
+        event_idx: bool,
+        indirect: bool,
+        enabled: bool,
+        call: bool,
+        err: bool,
+    ) -> None:
+        """Run a queue.  `fds`: kick, then call and err if they are there."""
+        ring = SplitQueue(self._memory, size, desc, avail, used, base, event_idx, indirect)
+        kick_fd = fds.pop(0)
+        call_fd = fds.pop(0) if call else -1
+        loop = QueueLoop(self._session, ring, kick_fd, call_fd)
+        loop.set_enabled(enabled)
+        queue = Queue(index, loop, fds.pop(0) if err else -1)
+        self._queues[index] = queue
+        self._resume(queue)
+
+    def stop_queue(self, fds: list[int], index: int) -> int:
+        """Finish what is in flight and stop; returns the next available index."""
+        queue = self._queues.pop(index)
+        self._pause(queue)
+        queue.close()
+        return int(queue.loop.queue.base)
+
+    def set_call(self, fds: list[int], index: int) -> None:
+        # Without a descriptor the driver polls: notifications then go where nobody listens.
+        fd = fds[0] if fds else os.eventfd(0)
+        try:
+            self._queues[index].loop.set_call(fd)
+        finally:
+            if not fds:
+                os.close(fd)
+
+    def set_err(self, fds: list[int], index: int) -> None:
+        queue = self._queues[index]
+        queue.close()
+        queue.err = fds.pop(0) if fds else -1
+
+    def set_enabled(self, fds: list[int], index: int, enabled: bool) -> None:
+        self._queues[index].loop.set_enabled(enabled)
+
+    def reset(self, fds: list[int]) -> None:
+        """Forget the driver's session: inodes, handles."""
+        self._session.end()
+
+    def status(self, fds: list[int]) -> dict[str, Any]:
+        """Counters of the share and of each running queue."""
+        return {
+            "filesystem": self._filesystem.statistics(),
+            "queues": {
+                str(queue.index): {"requests": queue.loop.requests, "broken": queue.loop.queue.reason}
+                for queue in self._queues.values()
+            },
+        }
+
+    def _resume(self, queue: Queue) -> None:
+        queue.loop.rearm()
+        queue.thread = threading.Thread(target=self._serve, args=(queue,), name=f"queue {queue.index}")
+        queue.thread.start()
+
+    def _pause(self, queue: Queue) -> None:
+        queue.loop.stop()
+        if queue.thread is not None:
+            queue.thread.join()
+        queue.thread = None
+
+    def _serve(self, queue: Queue) -> None:
+        """The body of a queue's thread."""
+        try:
+            self._filesystem.start_thread()
+            reason = queue.loop.run()
+        except OSError as error:
+            reason = str(error)
+        if reason:
+            self._log.error(f"queue {queue.index} is stopped until the device is reset: {reason}")
+            if queue.err >= 0:
+                os.eventfd_write(queue.err, 1)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    method.__name__: method
+    for method in (
+        Worker.map_memory,
+        Worker.add_memory,
+        Worker.remove_memory,
+        Worker.start_queue,
+        Worker.stop_queue,
+        Worker.set_call,
+        Worker.set_err,
+        Worker.set_enabled,
+        Worker.reset,
+        Worker.status,
+    )
+}
+
+
+def start(make: Callable[[], Filesystem], log: Log, close: list[int]) -> tuple[int, socket.socket]:
+    """Fork a worker that serves what `make` makes: its process id and the supervisor's end of its channel.
+
+    `close` are descriptors of the supervisor that the worker has no business with.  Raises `WorkerError` if
+    the file system can not be made.
+    """
+    ours, its = channel.pair()
+    supervisor = os.getpid()
+    pid = os.fork()
+    if pid:
+        its.close()
+        try:
+            channel.ask(ours, {"do": "ready"})
+        except channel.WorkerError:
+            ours.close()
+            os.waitpid(pid, 0)
+            raise
+        return pid, ours
+    status = 1
+    try:
+        ours.close()
+        for fd in close:
+            os.close(fd)
+        # The supervisor decides when to end; a Ctrl-C at the terminal reaches both.
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        die_with_parent(supervisor)
+        shed_privilege()
+        channel.receive(its)
+        try:
+            filesystem = make()
+        except (OSError, ValueError) as error:
+            channel.send(its, {"error": str(error)})
+        else:
+            channel.send(its, {"result": None})
+            Worker(its, filesystem, log).run()
+            status = 0
+    except BaseException as error:  # nothing may return into the supervisor's code
+        log.error(f"the worker failed: {type(error).__name__}: {error}")
+    finally:
+        os._exit(status)

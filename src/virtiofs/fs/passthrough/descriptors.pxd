@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from virtiofs.fs.passthrough.host cimport statx_t
+from virtiofs.fs.passthrough.inodes cimport HandleBuffer, Inode, Store
+
+cdef uint64_t device_of(statx_t* status) noexcept nogil
+cdef int64_t birth_of(statx_t* status) noexcept nogil
+cdef uint32_t known_mount(Store* store, statx_t* status) noexcept nogil
+cdef uint32_t mount_of(Store* store, statx_t* status, int fd) noexcept nogil
+cdef bint take_handle(int fd, HandleBuffer* handle) noexcept nogil
+cdef int reopen(Store* store, int fd, int flags) noexcept nogil
+cdef void join_pool(Store* store, Inode* inode, int fd) noexcept nogil
+cdef int leave_pool(Store* store, Inode* inode) noexcept nogil
+cdef int evict(Store* store) noexcept nogil
+cdef int inode_descriptor(Store* store, Inode* inode) noexcept nogil
