@@ -38,6 +38,7 @@ $(VENV)/.installed: pyproject.toml tools/prepare-python
 # In place, so that a change of plain Python needs no build.
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	$(RUN) setup.py -q build_ext --inplace --parallel 2
+	$(RUN) -m compileall -q src
 	touch $@
 
 debug: $(VENV)/.installed

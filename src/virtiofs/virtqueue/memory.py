@@ -68,7 +68,10 @@ class GuestMemory:
         if n == 0 or guest + size > 1 << 64 or offset + size > 1 << 63:
             raise ValueError(f"memory region at {guest:#x} of {size} bytes is empty or wraps")
         for i in range(self.map.count):
-            if g < self.map.regions[i].guest + self.map.regions[i].size and self.map.regions[i].guest < g + n:
+            # By last bytes: the end of a region at the top of the address space would be 0.
+            if g <= self.map.regions[i].guest + (self.map.regions[i].size - 1) and (
+                self.map.regions[i].guest <= g + (n - 1)
+            ):
                 raise ValueError(f"memory region at {guest:#x} overlaps another")
         if fstat(fd, cython.address(status)) != 0:
             raise OSError(errno, strerror(errno).decode())
