@@ -5,8 +5,10 @@ Ours and the other daemons that are installed are found; --peer adds more:
 
     virtiofs bench --peer 'mine=/opt/virtiofsd --socket-path={socket} --shared-dir={dir}'
 
-Each line of the tables is one daemon.  "interrupt" completions wake the driver as a guest is woken, with
-"polled" ones it watches the ring.  Take care that nothing else runs on the machine meanwhile.
+Each line of a table is one daemon.  The tables differ in how the driver takes replies: "interrupt" sleeps until
+the device wakes it, as a guest does; "polled" watches the ring; "one processor" is as interrupt, with the driver on
+the daemon's processor, so that no wake-up crosses processors and what the daemon itself costs shows best.
+Take care that nothing else runs on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -32,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workload", metavar="TEXT", action="append", default=[], help="only workloads whose name holds this"
+    )
+    parser.add_argument(
+        "--mode",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="only these: interrupt, polled, one processor",
     )
     parser.add_argument(
         "--seconds", metavar="S", type=float, default=1.0, help="length of each timed run (%(default)s)"
@@ -94,6 +103,11 @@ def main(options: argparse.Namespace) -> int:
         known = ", ".join(workload.name for workload in bench.WORKLOADS)
         print(f"virtiofs bench: no such workload; there are {known}", file=sys.stderr)
         return 2
+    modes = tuple(mode for mode in bench.MODES if not options.mode or mode.name in options.mode)
+    if len(modes) < len(set(options.mode)) or not modes:
+        known = ", ".join(mode.name for mode in bench.MODES)
+        print(f"virtiofs bench: no such mode; there are {known}", file=sys.stderr)
+        return 2
     for line in missing:
         print(line, file=sys.stderr)
     try:
@@ -108,6 +122,7 @@ def main(options: argparse.Namespace) -> int:
                 options.depth,
                 options.pin,
                 workloads,
+                modes,
                 lambda text: print(text, file=sys.stderr),
             )
         print(report.terminal(results))

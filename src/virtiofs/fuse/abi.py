@@ -33,15 +33,15 @@ class Struct:
     def __init__(self, name: str, fields: str):
         self.name = name
         self.fields: list[tuple[str, str, int]] = []  # type, name, array length (1: no array)
-        codes = "="
+        codes = ""
         for field in filter(None, (part.strip() for part in fields.split(","))):
             type_, _, label = field.partition(" ")
             label, _, length = label.partition("[")
             count = int(length.rstrip("]")) if length else 1
             self.fields.append((type_, label, count))
             codes += (Struct.all[type_].codes if type_ in Struct.all else _FORMATS[type_]) * count
-        self.codes = codes.lstrip("=")
-        self._struct = struct.Struct(codes)
+        self.codes: str = codes
+        self._struct = struct.Struct("=" + codes)
         self.size = self._struct.size
         Struct.all[name] = self
 

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the daemons that tests speak to: ours, and the virtiofsd in C that Debian's QEMU packages bring."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+KINDS = ("ours", "c")
+READY_SECONDS = 20.0
+END_SECONDS = 10.0
+
+
+class RunningDevice:
+    """A daemon that listens at `socket` and serves `directory`; `log` collects what it prints."""
+
+    def __init__(self, kind: str, directory: Path, socket: str, process: subprocess.Popen[str]):
+        self.kind = kind
+        self.directory = directory
+        self.socket = socket
+        self.process = process
+        self.log: list[str] = []
+        self._waiting = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line.rstrip("\n"))
+            if "Waiting for vhost-user socket connection" in line:
+                self._waiting.set()
+        self._waiting.set()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_for_listening(self) -> None:
+        """Wait for the C daemon to say that it listens (its socket file appears before that)."""
+        self._waiting.wait(READY_SECONDS)
+        if not self.alive or not self._waiting.is_set():
+            raise RuntimeError(f"{self.kind} daemon does not listen:\n" + "\n".join(self.log))
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL for a daemon that does not obey; its exit status."""
+        if self.alive and self.kind == "c":
+            self.process.kill()  # it does not heed SIGTERM while it waits for a front end
+        elif self.alive:
+            self.process.terminate()
+        try:
+            status = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        self._reader.join()
+        return status
+
+
+def available(kind: str) -> str:
+    """Empty if daemons of this kind can run here, else why not."""
+    if kind != "c":
+        return ""
+    if not os.access(C_VIRTIOFSD, os.X_OK):
+        return f"{C_VIRTIOFSD} is missing (Debian 12 package qemu-system-common)"
+    if os.geteuid() != 0:
+        return f"{C_VIRTIOFSD} needs root"
+    return ""
+
+
+@contextlib.contextmanager
+def start_c_virtiofsd(directory: Path, options: Sequence[str] = ()) -> Iterator[RunningDevice]:
+    """Run the daemon in C on `directory`.  It serves one connection and exits when that ends."""
+    with tempfile.TemporaryDirectory(prefix="virtiofs-test-") as place:
+        socket = f"{place}/c.sock"
+        command = [C_VIRTIOFSD, f"--socket-path={socket}", "-o", f"source={directory}"]
+        command += ["-o", "sandbox=chroot", "-o", "cache=auto", "-o", "xattr", *options]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        device = RunningDevice("c", directory, socket, process)
+        try:
+            device.wait_for_listening()
+            yield device
+        finally:
+            device.stop()
+
+
+@contextlib.contextmanager
+def start_ours(directory: Path, options: Sequence[str] = ()) -> Iterator[RunningDevice]:
+    """Run our daemon on `directory`.  It serves one connection after the other."""
+    with tempfile.TemporaryDirectory(prefix="virtiofs-test-") as place:
+        socket = f"{place}/v.sock"
+        ready, ready_end = os.pipe()
+        command = [sys.executable, "-m", "virtiofs", "serve", str(directory), "--socket", socket]
+        command += ["--ready-fd", str(ready_end), *options]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=[ready_end]
+        )
+        os.close(ready_end)
+        device = RunningDevice("ours", directory, socket, process)
+        try:
+            if not select.select([ready], [], [], READY_SECONDS)[0] or not os.read(ready, 64):
+                device.process.kill()
+                device.stop()
+                raise RuntimeError("our daemon is not ready:\n" + "\n".join(device.log))
+            yield device
+        finally:
+            os.close(ready)
+            device.stop()
+
+
+def start(
+    kind: str, directory: Path, options: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[RunningDevice]:
+    """A daemon of either kind; `options` are for its own command line."""
+    return (start_c_virtiofsd if kind == "c" else start_ours)(directory, options)
+
+
+def wait_until(condition: object, seconds: float = 5.0) -> bool:
+    """Whether `condition()` becomes true in time; for state that no descriptor announces."""
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
