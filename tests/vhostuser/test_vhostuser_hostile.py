@@ -5,14 +5,12 @@ nonsense (`RecordingDevice` asserts that), and when the connection ends no descr
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording_device import FEATURES, Direct, RecordingDevice, open_fds
@@ -24,12 +22,6 @@ from virtiofs.vhostuser.payloads import MemoryRegion, ProtocolError, VringAddr, 
 from virtiofs.vhostuser.transport import MAX_FDS, Connection
 
 FUZZ = settings(deadline=None, derandomize=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_garbage_of_other_tests() -> None:
-    """Descriptors are counted here: what earlier modules left to the collector must not vanish meanwhile."""
-    gc.collect()
 
 
 PLAIN = m.VIRTIO_F_VERSION_1 | m.VHOST_USER_F_PROTOCOL_FEATURES
