@@ -18,6 +18,7 @@ COMPILED = [
     "virtiofs.virtqueue.driver",
     "virtiofs.fuse.request",
     "virtiofs.fuse.session",
+    "virtiofs.fuse.waiting",
     "virtiofs.fuse.loop",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",
@@ -30,6 +31,8 @@ COMPILED = [
     "virtiofs.fs.passthrough.files",
     "virtiofs.fs.passthrough.directories",
     "virtiofs.fs.passthrough.xattrs",
+    "virtiofs.fs.passthrough.locks",
+    "virtiofs.fs.passthrough.ioctls",
     "virtiofs.fs.passthrough.share",
     "virtiofs.sandbox.process",
 ]

@@ -19,6 +19,7 @@ import sys
 
 MAX_QUEUES = 64
 MIN_DESCRIPTORS = 1400
+MAX_LOCK_WAIT = 30 * 86400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +54,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         help="descriptors kept for inodes the guest knows, at least 16 (default: a quarter of the limit, at most 8192)",
+    )
+    parser.add_argument(
+        "--locks",
+        choices=["shared", "local"],
+        default="shared",
+        help="whether the guest's file locks are taken on the host, where other guests and programs see them, or stay"
+        " the guest's own (%(default)s)",
+    )
+    parser.add_argument(
+        "--lock-wait",
+        metavar="S",
+        type=float,
+        default=600.0,
+        help="seconds a guest's program may wait for a lock before it gets ENOLCK (%(default)g)",
+    )
+    parser.add_argument(
+        "--no-announce-submounts",
+        action="store_true",
+        help="do not show mounts below the directory as mounts in the guest",
     )
     parser.add_argument(
         "--rlimit-nofile",
@@ -96,6 +116,8 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(f"--max-open takes 16 or more, not {options.max_open}")
         if options.rlimit_nofile and options.rlimit_nofile < MIN_DESCRIPTORS:
             raise ValueError(f"--rlimit-nofile takes {MIN_DESCRIPTORS} or more, not {options.rlimit_nofile}")
+        if not 0 <= options.lock_wait <= MAX_LOCK_WAIT:
+            raise ValueError(f"--lock-wait takes 0 to {MAX_LOCK_WAIT} seconds, not {options.lock_wait:g}")
         if options.ready_fd is not None:
             check_descriptor(options.ready_fd)
         directory = check_directory(options.directory)
@@ -115,9 +137,13 @@ def main(options: argparse.Namespace) -> int:
             options.readonly,
             max_open=options.max_open,
             file_handles=options.inode_file_handles,
+            shared_locks=options.locks == "shared",
+            announce_submounts=not options.no_announce_submounts,
         )
 
-    supervisor = Supervisor(make, tag, options.queues, log, listener, connected, options.socket)
+    supervisor = Supervisor(
+        make, tag, options.queues, log, listener, connected, options.socket, options.lock_wait
+    )
     try:
         return supervisor.run(lambda: announce(options.ready_fd))
     except WorkerError as error:

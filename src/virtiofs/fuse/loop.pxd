@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from virtiofs.fuse.request cimport Request
 from virtiofs.fuse.session cimport Session
+from virtiofs.fuse.waiting cimport Waiting
 from virtiofs.virtqueue.split cimport SplitQueue
 
 cdef class QueueLoop:
@@ -16,7 +17,14 @@ cdef class QueueLoop:
     cdef int stopping
     cdef int enabled
     cdef readonly uint64_t requests
+    cdef Waiting* waiting            # MOST_WAITING of them, made when the first is needed
+    cdef readonly uint32_t waiting_count
+    cdef int64_t wait_limit          # ns
+    cdef int pause                   # ms until the waiting are asked again
 
     cdef void rouse(self)
     cdef int serve_until_stopped(self) noexcept nogil
     cdef int drain(self) noexcept nogil
+    cdef void complete(self, uint16_t head, uint32_t length) noexcept nogil
+    cdef bint hold(self) noexcept nogil
+    cdef void ask_again(self, bint give_up) noexcept nogil

@@ -10,8 +10,9 @@ has to be read: one system call for each sleep.
 import os
 
 import cython
-from cython.cimports.libc.errno import EINTR, errno
-from cython.cimports.libc.stdint import uint64_t
+from cython.cimports.libc.errno import EINTR, ENOLCK, errno
+from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.unistd import close, dup2, write
 from cython.cimports.virtiofs.fuse.events import (
@@ -24,27 +25,35 @@ from cython.cimports.virtiofs.fuse.events import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.virtiofs.fuse.request import allocate, release
-from cython.cimports.virtiofs.fuse.session import Session
+from cython.cimports.virtiofs.fuse.request import WAIT, allocate, release
+from cython.cimports.virtiofs.fuse.session import WAITING, Session
+from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, set_aside, take_up
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
 from cython.cimports.virtiofs.virtqueue.split import SplitQueue
+
+# How long the loop sleeps, in milliseconds, before it asks waiting requests again: doubled each time in vain.
+SHORTEST_PAUSE = cython.declare(cython.int, 1)
+LONGEST_PAUSE = cython.declare(cython.int, 16)
 
 
 @cython.cclass
 class QueueLoop:
     """Serves `queue` with `session`.  `kick` and `call` are eventfds; -1 for `call` while there is none yet.
+    `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.
 
     The loop takes both descriptors over and closes them when it is freed.  Raises `OSError` when the host is
     out of descriptors, `MemoryError` when it is out of memory.
     """
 
-    def __cinit__(self, session: Session, queue: SplitQueue, kick: int, call: int):
+    def __cinit__(self, session: Session, queue: SplitQueue, kick: int, call: int, wait_limit: float = 600.0):
         event: epoll_event
         self.wake = self.poll = self.kick = self.call = -1
         self.open = True
         self.session = session
         self.queue = queue
         self.enabled = 1
+        self.wait_limit = int(wait_limit * 1_000_000_000)
+        self.pause = SHORTEST_PAUSE
         self.kick = kick
         # There is always a descriptor to write to, so that a later one can take its number (see set_call).
         self.call = call if call >= 0 else os.eventfd(0)
@@ -66,6 +75,7 @@ class QueueLoop:
             if self.open and fd >= 0:
                 close(fd)
         release(cython.address(self.request))
+        free(self.waiting)
 
     def run(self) -> str:
         """Serve until `stop`.  Returns why the ring is broken, or an empty string.  Runs without the GIL."""
@@ -107,12 +117,20 @@ class QueueLoop:
         event: epoll_event
         while True:
             if self.drain() < 0:
+                self.ask_again(True)
                 return -1
             if load_acquire_u32(cython.address(self.stopping)):
+                self.ask_again(True)
                 return 0
+            if self.waiting_count:
+                self.ask_again(False)
             if load_acquire_u32(cython.address(self.enabled)) and self.queue.arm():
                 continue
-            if epoll_wait(self.poll, cython.address(event), 1, -1) < 0 and errno != EINTR:
+            if (
+                epoll_wait(self.poll, cython.address(event), 1, self.pause if self.waiting_count else -1) < 0
+                and errno != EINTR
+            ):
+                self.ask_again(True)
                 return -1
 
     @cython.cfunc
@@ -120,9 +138,8 @@ class QueueLoop:
     @cython.exceptval(check=False)
     def drain(self) -> cython.int:
         """Serve what is available, unless told to stop: 0, or -1 for a broken ring."""
-        length: cython.uint
+        length: uint32_t
         found: cython.int
-        one: uint64_t = 1
         while load_acquire_u32(cython.address(self.enabled)) and not load_acquire_u32(
             cython.address(self.stopping)
         ):
@@ -139,7 +156,67 @@ class QueueLoop:
                 self.queue.chain.writable_bytes,
             )
             self.requests += 1
-            self.queue.push(self.queue.chain.head, length)
-            if self.queue.notify_needed():
-                write(self.call, cython.address(one), 8)
+            if length == WAITING:
+                if self.hold():
+                    continue
+                length = self.session.finish(cython.address(self.request), -ENOLCK)
+            self.complete(self.queue.chain.head, length)
         return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
+        """Give a chain back, and tell the guest if it asked to be told."""
+        one: uint64_t = 1
+        self.queue.push(head, length)
+        if self.queue.notify_needed():
+            write(self.call, cython.address(one), 8)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def hold(self) -> cython.bint:
+        """Set the current request aside.  False if there are too many already."""
+        if self.waiting == cython.NULL:
+            self.waiting = cython.cast(cython.pointer(Waiting), calloc(MOST_WAITING, cython.sizeof(Waiting)))
+        if self.waiting == cython.NULL or self.waiting_count == MOST_WAITING:
+            return False
+        set_aside(
+            cython.address(self.waiting[self.waiting_count]),
+            cython.address(self.request),
+            self.queue.chain.head,
+            now() + self.wait_limit,
+            self.session.interrupts,
+        )
+        self.waiting_count += 1
+        self.pause = SHORTEST_PAUSE
+        return True
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def ask_again(self, give_up: cython.bint) -> cython.void:
+        """Ask the handler of each waiting request again, in the order they came; `give_up`: end them all."""
+        i: uint32_t
+        left: uint32_t = 0
+        error: cython.int
+        waiting: cython.pointer(Waiting)
+        time: int64_t = now()
+        for i in range(self.waiting_count):
+            waiting = cython.address(self.waiting[i])
+            take_up(waiting, cython.address(self.request))
+            if give_up or self.session.was_interrupted(waiting.header.unique, waiting.interrupts):
+                error = -EINTR
+            else:
+                error = self.session.again(cython.address(self.request))
+            if error == WAIT and time >= waiting.deadline:
+                error = -ENOLCK
+            if error == WAIT:
+                self.waiting[left] = waiting[0]
+                left += 1
+            else:
+                self.complete(waiting.head, self.session.finish(cython.address(self.request), error))
+        if left == self.waiting_count and self.pause < LONGEST_PAUSE:
+            self.pause *= 2
+        self.waiting_count = left

@@ -10,6 +10,8 @@ cdef enum:
     REPLY_ROOM = 1024 * 1024 # a READDIR of 256 pages
     MAX_NAMES = 2
     MAX_GROUPS = 32
+    HEAD_PIECES = 16         # the reply's header has 16 bytes, each of which may lie in a piece of its own
+    WAIT = 1                 # what a handler returns to be called again later, with the same arguments
 
 cdef enum NameKind:
     KIND_NONE
@@ -41,6 +43,8 @@ cdef struct Request:
     iovec* data              # file data of WRITE, still in the carrier's memory
     uint32_t data_count
     uint64_t data_size
+    iovec head[HEAD_PIECES]  # where the reply's header goes
+    uint32_t head_count
     iovec* out               # room for the reply's payload, in the carrier's memory
     uint32_t out_count
     uint64_t out_size

@@ -69,6 +69,9 @@ class Handlers:
     `table[opcode]` takes the context and a parsed request and returns 0 or a negative errno, without the GIL,
     from any number of threads at once.  `reset` drops all that a guest holds (inodes, handles): it is called
     at INIT and DESTROY and when the device is reset.  `init_flags` are the INIT flags it can live with.
+
+    A handler that would have to wait for somebody else returns WAIT and is called again later, with the same
+    header and structure and nothing else (see waiting.py); only operations without names or data may.
     """
 
     def __cinit__(self, *args, **kwargs):

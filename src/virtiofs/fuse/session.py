@@ -6,7 +6,7 @@ guest that reboots sends no DESTROY.
 """
 
 import cython
-from cython.cimports.libc.errno import EINVAL, EIO, ENOSYS, EPROTO, EROFS
+from cython.cimports.libc.errno import EINTR, EINVAL, EIO, ENOSYS, EPROTO, EROFS
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.uio import iovec
@@ -14,14 +14,17 @@ from cython.cimports.virtiofs.fuse.layout import (
     FUSE_DESTROY,
     FUSE_INIT,
     FUSE_INIT_EXT,
+    FUSE_INTERRUPT,
     FUSE_KERNEL_MINOR_VERSION,
     FUSE_MAX_PAGES,
     fuse_in_header,
     fuse_init_in,
     fuse_init_out,
+    fuse_interrupt_in,
     fuse_out_header,
 )
-from cython.cimports.virtiofs.fuse.request import Handlers, gather, operation_of, parse, scatter
+from cython.cimports.virtiofs.fuse.request import WAIT, Handlers, gather, operation_of, parse, scatter
+from cython.cimports.virtiofs.virtqueue.atomics import fetch_add_u64, load_acquire_u64, store_release_u64
 
 from virtiofs.fuse import abi
 
@@ -61,11 +64,10 @@ class Session:
         writable_count: uint32_t,
         writable_size: uint64_t,
     ) -> uint32_t:
-        """Serve one request and write its reply.  Returns the bytes written, 0 where no reply is due.
+        """Serve one request and write its reply.  Returns the bytes written, 0 where no reply is due, or WAITING.
 
         The pieces are the caller's and are used up.
         """
-        out: fuse_out_header
         error: cython.int
         operation: cython.pointer(cython.const[Operation]) = cython.NULL
         request.data = readable
@@ -102,11 +104,20 @@ class Session:
                 error = 0
         if writable_size < cython.sizeof(fuse_out_header):
             return 0
-        # The header's room is kept aside; what remains is the payload's.
-        head: iovec[16]
-        head_count: uint32_t = reserve(request, head)
+        reserve(request)
         if not error:
             error = self.handle(request, operation)
+            if error == WAIT:
+                return WAITING
+        return self.finish(request, error)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def finish(self, request: cython.pointer(Request), error: cython.int) -> uint32_t:
+        """Write the reply into the room that `request` has for it.  Returns the bytes written."""
+        out: fuse_out_header
+        head: cython.pointer(iovec) = request.head
         if error:
             request.reply_size = 0
         elif request.reply_size and not request.in_place:
@@ -119,14 +130,46 @@ class Session:
         out.len = cython.sizeof(fuse_out_header) + request.reply_size
         out.error = error
         out.unique = request.header.unique
-        first: cython.pointer(iovec) = head
         scatter(
             cython.address(out),
-            cython.address(first),
-            cython.address(head_count),
+            cython.address(head),
+            cython.address(request.head_count),
             cython.sizeof(fuse_out_header),
         )
         return out.len
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def again(self, request: cython.pointer(Request)) -> cython.int:
+        """Call the handler of a request that had to wait once more: 0, a negative errno, or WAIT."""
+        request.reply_size = 0
+        request.in_place = False
+        request.session_flags = self.flags
+        if not self.initialised:
+            return -EINTR  # the session ended meanwhile
+        return self.handlers.table[request.header.opcode](self.handlers.context, request)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def interrupt(self, unique: uint64_t) -> cython.void:
+        """Remember that the request `unique` is to be given up, for the queue where it waits."""
+        position: uint64_t = fetch_add_u64(cython.address(self.interrupts), 1)
+        store_release_u64(cython.address(self.interrupted[position % INTERRUPTS]), unique)
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def was_interrupted(self, unique: uint64_t, since: uint64_t) -> cython.bint:
+        """Whether `interrupt(unique)` was called after `interrupts` was `since`."""
+        i: cython.int
+        if load_acquire_u64(cython.address(self.interrupts)) == since:
+            return False
+        for i in range(INTERRUPTS):
+            if load_acquire_u64(cython.address(self.interrupted[i])) == unique:
+                return True
+        return False
 
     @cython.cfunc
     @cython.nogil
@@ -149,6 +192,9 @@ class Session:
             return self.init(request)
         if opcode == FUSE_DESTROY:
             return self.destroy()
+        if opcode == FUSE_INTERRUPT:
+            self.interrupt(cython.cast(cython.pointer(fuse_interrupt_in), request.args).unique)
+            return 0
         if operation.flags & MUTATES and self.handlers.read_only:
             return -EROFS
         if self.handlers.table[opcode] == cython.NULL:
@@ -206,24 +252,25 @@ class Session:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def reserve(request: cython.pointer(Request), head: cython.pointer(iovec)) -> uint32_t:
-    """Take the first 16 writable bytes out of `request.out` into `head` (at most 16 pieces); returns their number."""
+def reserve(request: cython.pointer(Request)) -> cython.void:
+    """Take the first 16 writable bytes out of `request.out` into `request.head`."""
     left: uint64_t = cython.sizeof(fuse_out_header)
-    count: uint32_t = 0
     piece: cython.pointer(iovec)
+    head: cython.pointer(iovec) = request.head
+    request.head_count = 0
     request.out_size -= left
     while left:
         piece = request.out
-        head[count].iov_base = piece.iov_base
+        head.iov_base = piece.iov_base
         if piece.iov_len > left:
-            head[count].iov_len = left
+            head.iov_len = left
             piece.iov_base = cython.cast(cython.p_char, piece.iov_base) + left
             piece.iov_len -= left
             left = 0
         else:
-            head[count].iov_len = piece.iov_len
+            head.iov_len = piece.iov_len
             left -= piece.iov_len
             request.out += 1
             request.out_count -= 1
-        count += 1
-    return count
+        head += 1
+        request.head_count += 1

@@ -6,6 +6,7 @@ from virtiofs.fs.passthrough.inodes cimport HandleBuffer, Inode, Store
 cdef uint64_t device_of(statx_t* status) noexcept nogil
 cdef int64_t birth_of(statx_t* status) noexcept nogil
 cdef uint32_t known_mount(Store* store, statx_t* status) noexcept nogil
+cdef bint is_submount(Store* store, Inode* parent, statx_t* status) noexcept nogil
 cdef uint32_t mount_of(Store* store, statx_t* status, int fd) noexcept nogil
 cdef bint take_handle(int fd, HandleBuffer* handle) noexcept nogil
 cdef int reopen(Store* store, int fd, int flags) noexcept nogil

@@ -89,6 +89,19 @@ def known_mount(store: cython.pointer(Store), status: cython.pointer(statx_t)) -
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def is_submount(
+    store: cython.pointer(Store), parent: cython.pointer(Inode), status: cython.pointer(statx_t)
+) -> cython.bint:
+    """Whether a directory that was found in `parent` is the root of another mount.
+
+    Its inode numbers may be those of other files of the share: the guest gives it a device number of its own.
+    """
+    return status.stx_mode & S_IFMT == S_IFDIR and known_mount(store, status) != parent.mount
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def mount_of(store: cython.pointer(Store), status: cython.pointer(statx_t), fd: cython.int) -> uint32_t:
     """As `known_mount`, but enters a new mount into the table: `fd` is a file on it.  Under the lock.
 

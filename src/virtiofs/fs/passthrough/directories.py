@@ -12,7 +12,7 @@ from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset, strlen
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import Share
-from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, is_submount
 from cython.cimports.virtiofs.fs.passthrough.handles import (
     Handle,
     handle_open,
@@ -45,7 +45,9 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_unpin,
 )
 from cython.cimports.virtiofs.fuse.layout import (
+    FUSE_ATTR_SUBMOUNT,
     FUSE_FSYNC_FDATASYNC,
+    FUSE_SUBMOUNTS,
     fuse_dirent,
     fuse_entry_out,
     fuse_fsync_in,
@@ -197,7 +199,7 @@ def fill(
                 handle.position = UNKNOWN_POSITION
                 request.reply_size = used
                 return 0 if used else -EINVAL
-            put(share, request.reply + used, inode, cython.address(entry), name, length, size)
+            put(share, request, request.reply + used, inode, cython.address(entry), name, length, size)
             used += size
             at += entry.d_reclen
             handle.position = entry.d_off
@@ -212,6 +214,7 @@ def fill(
 @cython.exceptval(check=False)
 def put(
     share: cython.pointer(Share),
+    request: cython.pointer(Request),
     where: cython.pointer(uint8_t),
     inode: cython.pointer(Inode),
     entry: cython.pointer(linux_dirent64),
@@ -237,6 +240,10 @@ def put(
             cython.address(nodeid),
         ):
             fill_entry(share, plus, nodeid, cython.address(status))
+            if request.session_flags & FUSE_SUBMOUNTS and is_submount(
+                cython.address(share.inodes), inode, cython.address(status)
+            ):
+                plus.attr.flags |= FUSE_ATTR_SUBMOUNT
         where += cython.sizeof(fuse_entry_out)
     dirent = cython.cast(cython.pointer(fuse_dirent), where)
     dirent.ino = entry.d_ino

@@ -67,6 +67,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_pin,
     inode_unpin,
 )
+from cython.cimports.virtiofs.fs.passthrough.locks import owner_gone
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_FSYNC_FDATASYNC,
     fuse_copy_file_range_in,
@@ -450,7 +451,10 @@ def write_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
 @cython.nogil
 @cython.exceptval(check=False)
 def flush(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    """What close(2) would report: file systems such as NFS write back, and fail, at that moment."""
+    """What close(2) would report: file systems such as NFS write back, and fail, at that moment.
+
+    It is also the moment at which a process loses its POSIX locks on the file.
+    """
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_flush_in) = cython.cast(cython.pointer(fuse_flush_in), request.args)
     fd: cython.int
@@ -462,6 +466,7 @@ def flush(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     if fd < 0 or close(fd) != 0:
         error = -errno
     handle_unpin(cython.address(share.handles), handle)
+    owner_gone(share, request.header.nodeid, args.lock_owner)
     return error
 
 

@@ -13,7 +13,7 @@ from cython.cimports.libc.string import memcpy
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.credentials import become, become_self
-from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, is_submount
 from cython.cimports.virtiofs.fs.passthrough.host import (
     AT_REMOVEDIR,
     AT_SYMLINK_FOLLOW,
@@ -44,6 +44,8 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_unpin,
 )
 from cython.cimports.virtiofs.fuse.layout import (
+    FUSE_ATTR_SUBMOUNT,
+    FUSE_SUBMOUNTS,
     fuse_batch_forget_in,
     fuse_entry_out,
     fuse_forget_in,
@@ -67,6 +69,7 @@ def reply_lookup(
     share: cython.pointer(Share), request: cython.pointer(Request), parent: cython.pointer(Inode)
 ) -> cython.int:
     """Look the request's first name up in `parent` and answer with its entry."""
+    entry: cython.pointer(fuse_entry_out) = cython.cast(cython.pointer(fuse_entry_out), request.reply)
     status: statx_t
     nodeid: uint64_t = 0
     error: cython.int = inode_lookup(
@@ -79,12 +82,11 @@ def reply_lookup(
     )
     if error:
         return error
-    fill_entry(
-        share,
-        cython.cast(cython.pointer(fuse_entry_out), request.reply),
-        nodeid,
-        cython.address(status),
-    )
+    fill_entry(share, entry, nodeid, cython.address(status))
+    if request.session_flags & FUSE_SUBMOUNTS and is_submount(
+        cython.address(share.inodes), parent, cython.address(status)
+    ):
+        entry.attr.flags |= FUSE_ATTR_SUBMOUNT
     request.reply_size = cython.sizeof(fuse_entry_out)
     return 0
 

@@ -11,4 +11,4 @@ cdef class Passthrough(Filesystem):
 
     cdef void free(self)
     cdef int map_records(self, uint64_t inodes, uint64_t handles) except? -1
-    cdef void fill_table(self)
+    cdef void fill_table(self, bint shared_locks)

@@ -54,6 +54,8 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     store_free,
     store_init,
 )
+from cython.cimports.virtiofs.fs.passthrough.ioctls import ioctl_
+from cython.cimports.virtiofs.fs.passthrough.locks import all_owners_gone, getlk, owners_init, setlk, setlkw
 from cython.cimports.virtiofs.fs.passthrough.names import (
     batch_forget,
     forget,
@@ -87,6 +89,7 @@ INIT_FLAGS = (
     | layout.FUSE_DO_READDIRPLUS
     | layout.FUSE_READDIRPLUS_AUTO
     | layout.FUSE_ASYNC_DIO
+    | layout.FUSE_HAS_IOCTL_DIR
     | layout.FUSE_PARALLEL_DIROPS
     | layout.FUSE_CREATE_SUPP_GROUP
     | layout.FUSE_NO_EXPORT_SUPPORT
@@ -101,7 +104,9 @@ class Passthrough(Filesystem):
     `read_only`: every change is refused, and opening leaves no access time.  `valid`: how long the guest may
     trust names and attributes without asking again, in seconds.  `max_open`: descriptors kept for inodes (0:
     a quarter of what the process may have, at most 8192).  `file_handles`: whether to come back to
-    files by handle: "never", "prefer" (where it works), "mandatory".
+    files by handle: "never", "prefer" (where it works), "mandatory".  `shared_locks`: take the guest's locks on
+    the host, where other guests and programs see them; otherwise it keeps them to itself.  `announce_submounts`:
+    mounts of the host below the directory are mounts in the guest, too, with device numbers of their own.
     Raises `OSError` if the directory can not be opened, or mandatory handles do not work.
     """
 
@@ -112,6 +117,8 @@ class Passthrough(Filesystem):
         valid: float = 1.0,
         max_open: int = 0,
         file_handles: str = "prefer",
+        shared_locks: bool = True,
+        announce_submounts: bool = True,
     ):
         import resource
 
@@ -137,6 +144,7 @@ class Passthrough(Filesystem):
             header: cython.pointer(uint32_t) = cython.cast(cython.pointer(uint32_t), self.records) + 8
             inodes: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), self.records) + HEADER
             handles: cython.pointer(uint8_t) = inodes + cython.sizeof(Inode) * (MAX_INODES + 1)
+            owners_init(share)
             handles_init(
                 cython.address(share.handles),
                 cython.cast(cython.pointer(Handle), handles),
@@ -168,7 +176,9 @@ class Passthrough(Filesystem):
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS
-        self.fill_table()
+        if announce_submounts:
+            self.init_flags |= layout.FUSE_SUBMOUNTS
+        self.fill_table(shared_locks)
 
     def __dealloc__(self):
         self.free()
@@ -178,6 +188,7 @@ class Passthrough(Filesystem):
         share: cython.pointer(Share) = cython.address(self.share)
         if self.context != cython.NULL:
             self.context = cython.NULL
+            all_owners_gone(share)
             handle_release_all(cython.address(share.handles))
             store_free(cython.address(share.inodes))
         if self.records != cython.NULL:
@@ -215,7 +226,7 @@ class Passthrough(Filesystem):
         return 0
 
     @cython.cfunc
-    def fill_table(self) -> cython.void:
+    def fill_table(self, shared_locks: cython.bint) -> cython.void:
         self.table[layout.FUSE_LOOKUP] = lookup
         self.table[layout.FUSE_FORGET] = forget
         self.table[layout.FUSE_GETATTR] = getattr
@@ -255,6 +266,12 @@ class Passthrough(Filesystem):
         self.table[layout.FUSE_TMPFILE] = tmpfile
         self.table[layout.FUSE_STATX] = statx_
         self.table[layout.FUSE_COPY_FILE_RANGE_64] = copy_file_range_64
+        self.table[layout.FUSE_IOCTL] = ioctl_
+        if shared_locks:
+            self.table[layout.FUSE_GETLK] = getlk
+            self.table[layout.FUSE_SETLK] = setlk
+            self.table[layout.FUSE_SETLKW] = setlkw
+            self.init_flags |= layout.FUSE_POSIX_LOCKS | layout.FUSE_FLOCK_LOCKS
 
     def start_thread(self) -> None:
         """Give the thread a working directory of its own, /proc/self/fd (see xattrs.py).
@@ -283,6 +300,7 @@ class Passthrough(Filesystem):
 @cython.exceptval(check=False)
 def drop_all(context: cython.p_void) -> cython.void:
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    all_owners_gone(share)
     handle_release_all(cython.address(share.handles))
     inode_forget_all(cython.address(share.inodes))
 

@@ -8,6 +8,8 @@ class Passthrough(Filesystem):
         valid: float = 1.0,
         max_open: int = 0,
         file_handles: str = "prefer",
+        shared_locks: bool = True,
+        announce_submounts: bool = True,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
