@@ -47,6 +47,9 @@ debug: $(VENV)/.installed
 testbed:
 	@$(PYTHON) tools/testbed
 
+docs/operations.md: build
+	$(RUN) tools/operations >$@
+
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

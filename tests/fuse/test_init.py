@@ -44,8 +44,10 @@ def test_a_current_linux_gets_large_requests_and_readdirplus(served):
     assert (answer.max_write, answer.max_pages, answer.max_readahead) == (1 << 20, 256, 131072)
     for name in ("MAX_PAGES", "DO_READDIRPLUS", "READDIRPLUS_AUTO", "PARALLEL_DIROPS", "INIT_EXT"):
         assert answer.flags & CONSTANTS["FUSE_" + name], name
-    # The guest keeps its locks to itself, and writes through.
-    for name in ("POSIX_LOCKS", "FLOCK_LOCKS", "WRITEBACK_CACHE", "EXPORT_SUPPORT"):
+    for name in ("POSIX_LOCKS", "FLOCK_LOCKS", "SUBMOUNTS", "HAS_IOCTL_DIR"):
+        assert answer.flags & CONSTANTS["FUSE_" + name], name
+    # The guest writes through.
+    for name in ("WRITEBACK_CACHE", "EXPORT_SUPPORT"):
         assert not answer.flags & CONSTANTS["FUSE_" + name], name
     assert answer.flags2 & CONSTANTS["FUSE_CREATE_SUPP_GROUP"] >> 32
     assert answer.request_timeout == 0, "the guest would abort a slow request"
