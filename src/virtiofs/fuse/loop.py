@@ -3,8 +3,9 @@
 
 The thread takes a chain, serves it and gives it back before it takes the next, and sleeps only when the ring
 is empty.  Each completion asks the guest's event index whether to notify; a guest that is still busy with
-earlier replies is not disturbed.  The kick descriptor is watched edge-triggered, so that its counter never
-has to be read: one system call for each sleep.
+earlier replies is not disturbed.  Where kicks keep coming right after it fell asleep, it looks at the ring for a
+moment before it sleeps (as KVM's halt polling does).  The kick descriptor is watched edge-triggered, so that its
+counter never has to be read: one system call for each sleep.
 """
 
 import os
@@ -28,12 +29,16 @@ from cython.cimports.virtiofs.fuse.events import (
 from cython.cimports.virtiofs.fuse.request import WAIT, allocate, release
 from cython.cimports.virtiofs.fuse.session import WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, set_aside, take_up
-from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
+from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, relax, store_release_u32
 from cython.cimports.virtiofs.virtqueue.split import SplitQueue
 
 # How long the loop sleeps, in milliseconds, before it asks waiting requests again: doubled each time in vain.
 SHORTEST_PAUSE = cython.declare(cython.int, 1)
 LONGEST_PAUSE = cython.declare(cython.int, 16)
+# A sleep shorter than this, waking included, was hardly worth it: look at the ring for SPIN first, the next time (ns).
+SHORT_SLEEP = cython.declare(int64_t, 50000)
+SPIN = cython.declare(int64_t, 20000)
+LONGEST_PENALTY = cython.declare(uint32_t, 4096)
 
 
 @cython.cclass
@@ -54,6 +59,7 @@ class QueueLoop:
         self.enabled = 1
         self.wait_limit = int(wait_limit * 1_000_000_000)
         self.pause = SHORTEST_PAUSE
+        self.penalty = 1
         self.kick = kick
         # There is always a descriptor to write to, so that a later one can take its number (see set_call).
         self.call = call if call >= 0 else os.eventfd(0)
@@ -114,7 +120,6 @@ class QueueLoop:
     @cython.nogil
     @cython.exceptval(check=False)
     def serve_until_stopped(self) -> cython.int:
-        event: epoll_event
         while True:
             if self.drain() < 0:
                 self.ask_again(True)
@@ -124,14 +129,56 @@ class QueueLoop:
                 return 0
             if self.waiting_count:
                 self.ask_again(False)
-            if load_acquire_u32(cython.address(self.enabled)) and self.queue.arm():
-                continue
-            if (
-                epoll_wait(self.poll, cython.address(event), 1, self.pause if self.waiting_count else -1) < 0
-                and errno != EINTR
+            if load_acquire_u32(cython.address(self.enabled)) and (
+                (self.spinning and self.spin()) or self.queue.arm()
             ):
+                continue
+            if self.sleep() < 0:
                 self.ask_again(True)
                 return -1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def spin(self) -> cython.bint:
+        """Look at the ring for SPIN nanoseconds: whether a chain came.
+
+        Meanwhile the guest need not kick, and nobody has to be woken.  When none came, it was in vain: then it is
+        not tried for a while, and for twice as long each time in a row.
+        """
+        _i: cython.int
+        end: int64_t = now() + SPIN
+        while not load_acquire_u32(cython.address(self.stopping)):
+            for _i in range(32):
+                if self.queue.available():
+                    self.penalty = 1
+                    return True
+                relax()
+            if now() >= end:
+                break
+        self.spinning = False
+        self.patience = self.penalty
+        if self.penalty < LONGEST_PENALTY:
+            self.penalty *= 2
+        return False
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def sleep(self) -> cython.int:
+        """Wait to be kicked or roused, or for the time to ask the waiting again: 0, or -1 if that failed."""
+        event: epoll_event
+        slept: int64_t = now()
+        if epoll_wait(self.poll, cython.address(event), 1, self.pause if self.waiting_count else -1) < 0 and (
+            errno != EINTR
+        ):
+            return -1
+        slept = now() - slept
+        if self.patience:
+            self.patience -= 1
+        elif slept < SHORT_SLEEP:
+            self.spinning = True
+        return 0
 
     @cython.cfunc
     @cython.nogil

@@ -5,6 +5,11 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 cdef extern from *:
     """
     #include <stdint.h>
+    #if defined(__x86_64__) || defined(__i386__)
+    #define vfs_pause() __builtin_ia32_pause()
+    #else
+    #define vfs_pause() __asm__ __volatile__("" ::: "memory")
+    #endif
     static inline uint16_t vfs_load_acquire_u16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE); }
     static inline uint16_t vfs_load_u16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_RELAXED); }
     static inline uint32_t vfs_load_u32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
@@ -21,6 +26,7 @@ cdef extern from *:
     static inline int vfs_cas_u32(void *p, uint32_t old, uint32_t v) { return __atomic_compare_exchange_n((uint32_t *)p, &old, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
     static inline uint64_t vfs_fetch_add_u64(void *p, uint64_t v) { return __atomic_fetch_add((uint64_t *)p, v, __ATOMIC_ACQ_REL); }
     static inline uint64_t vfs_fetch_sub_u64(void *p, uint64_t v) { return __atomic_fetch_sub((uint64_t *)p, v, __ATOMIC_ACQ_REL); }
+    static inline void vfs_relax(void) { vfs_pause(); }
     static inline void vfs_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
     """
     uint16_t load_acquire_u16 "vfs_load_acquire_u16"(const void *p) noexcept nogil
@@ -39,4 +45,5 @@ cdef extern from *:
     bint cas_u32 "vfs_cas_u32"(void *p, uint32_t old, uint32_t v) noexcept nogil
     uint64_t fetch_add_u64 "vfs_fetch_add_u64"(void *p, uint64_t v) noexcept nogil
     uint64_t fetch_sub_u64 "vfs_fetch_sub_u64"(void *p, uint64_t v) noexcept nogil
+    void relax "vfs_relax"() noexcept nogil
     void fence "vfs_fence"() noexcept nogil

@@ -53,3 +53,4 @@ cdef class SplitQueue:
     cdef void push(self, uint16_t head, uint32_t length) noexcept nogil
     cdef bint notify_needed(self) noexcept nogil
     cdef bint arm(self) noexcept nogil
+    cdef bint available(self) noexcept nogil

@@ -261,3 +261,10 @@ class SplitQueue:
             store_u16(self.used, 0)
         fence()  # the wish must be visible before the index is read again
         return load_acquire_u16(self.avail + 2) != self.next_avail
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def available(self) -> cython.bint:
+        """Whether there is a chain to take, without asking for a kick."""
+        return load_acquire_u16(self.avail + 2) != self.next_avail
