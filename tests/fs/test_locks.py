@@ -188,6 +188,19 @@ def test_a_queue_holds_no_more_waits_than_it_has_room_for(guests):
     file.finish(waits[0])
 
 
+def test_an_interrupt_that_overtakes_its_request_still_ends_the_wait(guests):
+    a, b = File(guests.two, "f"), File(guests.one, "f")
+    a.lock(WRITE)
+    device = guests.one.device
+    # INTERRUPT takes the next number, and the request the one after.
+    step = -device.unique() + device.unique()
+    unique = device.unique() + 2 * step
+    device.request("interrupt", 0, FUSE_INTERRUPT_IN.pack(unique=unique), queue=0)
+    pending = b.wait(WRITE)
+    assert pending.unique == unique
+    assert refused(lambda: b.finish(pending)) == errno.EINTR
+
+
 def test_interrupt_ends_a_wait(guests):
     a, b = File(guests.two, "f"), File(guests.one, "f")
     a.lock(WRITE)

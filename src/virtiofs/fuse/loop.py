@@ -234,7 +234,6 @@ class QueueLoop:
             cython.address(self.request),
             self.queue.chain.head,
             now() + self.wait_limit,
-            self.session.interrupts,
         )
         self.waiting_count += 1
         self.pause = SHORTEST_PAUSE
@@ -253,7 +252,7 @@ class QueueLoop:
         for i in range(self.waiting_count):
             waiting = cython.address(self.waiting[i])
             take_up(waiting, cython.address(self.request))
-            if give_up or self.session.was_interrupted(waiting.header.unique, waiting.interrupts):
+            if give_up or self.session.was_interrupted(waiting.header.unique):
                 error = -EINTR
             else:
                 error = self.session.again(cython.address(self.request))

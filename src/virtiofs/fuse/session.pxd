@@ -24,6 +24,6 @@ cdef class Session:
     cdef uint32_t finish(self, Request* request, int error) noexcept nogil
     cdef int again(self, Request* request) noexcept nogil
     cdef void interrupt(self, uint64_t unique) noexcept nogil
-    cdef bint was_interrupted(self, uint64_t unique, uint64_t since) noexcept nogil
+    cdef bint was_interrupted(self, uint64_t unique) noexcept nogil
     cdef int init(self, Request* request) noexcept nogil
     cdef int destroy(self) noexcept nogil

@@ -161,10 +161,10 @@ class Session:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def was_interrupted(self, unique: uint64_t, since: uint64_t) -> cython.bint:
-        """Whether `interrupt(unique)` was called after `interrupts` was `since`."""
+    def was_interrupted(self, unique: uint64_t) -> cython.bint:
+        """Whether `interrupt(unique)` was called lately; it may come before the request that it is about."""
         i: cython.int
-        if load_acquire_u64(cython.address(self.interrupts)) == since:
+        if load_acquire_u64(cython.address(self.interrupts)) == 0:
             return False
         for i in range(INTERRUPTS):
             if load_acquire_u64(cython.address(self.interrupted[i])) == unique:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from posix.uio cimport iovec
 from virtiofs.fuse.layout cimport fuse_in_header
 from virtiofs.fuse.request cimport ARGS_ROOM, HEAD_PIECES, Request
@@ -14,9 +14,7 @@ cdef struct Waiting:
     iovec room[HEAD_PIECES]
     uint32_t room_count
     int64_t deadline         # CLOCK_MONOTONIC, ns
-    uint64_t interrupts      # of the session when the wait began
 
 cdef int64_t now() noexcept nogil
-cdef void set_aside(Waiting* waiting, Request* request, uint16_t head, int64_t deadline,
-                    uint64_t interrupts) noexcept nogil
+cdef void set_aside(Waiting* waiting, Request* request, uint16_t head, int64_t deadline) noexcept nogil
 cdef void take_up(Waiting* waiting, Request* request) noexcept nogil

@@ -11,7 +11,7 @@ there is an end.
 """
 
 import cython
-from cython.cimports.libc.stdint import int64_t, uint16_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint16_t
 from cython.cimports.libc.string import memcpy
 from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
 from cython.cimports.virtiofs.fuse.layout import fuse_in_header
@@ -36,12 +36,10 @@ def set_aside(
     request: cython.pointer(Request),
     head: uint16_t,
     deadline: int64_t,
-    interrupts: uint64_t,
 ) -> cython.void:
     """Keep what is needed to ask the request's handler again."""
     waiting.head = head
     waiting.deadline = deadline
-    waiting.interrupts = interrupts
     memcpy(cython.address(waiting.header), cython.address(request.header), cython.sizeof(fuse_in_header))
     memcpy(waiting.args, request.args, ARGS_ROOM)
     memcpy(waiting.room, request.head, cython.sizeof(request.head))
