@@ -138,12 +138,11 @@ def main(options: argparse.Namespace) -> int:
             max_open=options.max_open,
             file_handles=options.inode_file_handles,
             shared_locks=options.locks == "shared",
+            wait_limit=options.lock_wait,
             announce_submounts=not options.no_announce_submounts,
         )
 
-    supervisor = Supervisor(
-        make, tag, options.queues, log, listener, connected, options.socket, options.lock_wait
-    )
+    supervisor = Supervisor(make, tag, options.queues, log, listener, connected, options.socket)
     try:
         return supervisor.run(lambda: announce(options.ready_fd))
     except WorkerError as error:

@@ -33,7 +33,6 @@ class Supervisor:
 
     `listener` is a listening AF_UNIX socket, or None to serve only `connected`.  `make` makes the file
     system; it runs in each worker.  `path`, if given, is the socket's file, which is removed at the end.
-    `lock_wait`: seconds a request may wait for a lock.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class Supervisor:
         listener: socket.socket | None = None,
         connected: socket.socket | None = None,
         path: str | None = None,
-        lock_wait: float = 600.0,
     ):
         self._make = make
         self._tag = tag
@@ -54,7 +52,6 @@ class Supervisor:
         self._listener = listener
         self._first = connected
         self._path = path
-        self._lock_wait = lock_wait
         self._socket_file = os.stat(path) if path else None
         self._connection: Connection | None = None
         self._back_end: BackEnd | None = None
@@ -167,7 +164,7 @@ class Supervisor:
 
     def _start_worker(self) -> None:
         close = [s.fileno() for s in (self._listener, self._signals) if s is not None]
-        self._worker = worker.start(self._make, self._log, close, self._lock_wait)
+        self._worker = worker.start(self._make, self._log, close)
 
     def _stop_worker(self) -> None:
         """Let the worker finish its requests and end; kill it if it does not."""

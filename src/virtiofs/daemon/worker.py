@@ -42,11 +42,10 @@ class Queue:
 class Worker:
     """Obeys messages from `sock` until it closes.  Each public method is one message (see `channel`)."""
 
-    def __init__(self, sock: socket.socket, filesystem: Filesystem, log: Log, lock_wait: float):
+    def __init__(self, sock: socket.socket, filesystem: Filesystem, log: Log):
         self._socket = sock
         self._filesystem = filesystem
         self._log = log
-        self._lock_wait = lock_wait
         self._memory = GuestMemory()
         self._session = Session(filesystem)
         self._queues: dict[int, Queue] = {}
@@ -110,7 +109,7 @@ class Worker:
         ring = SplitQueue(self._memory, size, desc, avail, used, base, event_idx, indirect)
         kick_fd = fds.pop(0)
         call_fd = fds.pop(0) if call else -1
-        loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._lock_wait)
+        loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit)
         loop.set_enabled(enabled)
         queue = Queue(index, loop, fds.pop(0) if err else -1)
         self._queues[index] = queue
@@ -199,9 +198,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def start(
-    make: Callable[[], Filesystem], log: Log, close: list[int], lock_wait: float
-) -> tuple[int, socket.socket]:
+def start(make: Callable[[], Filesystem], log: Log, close: list[int]) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes: its process id and the supervisor's end of its channel.
 
     `close` are descriptors of the supervisor that the worker has no business with.  Raises `WorkerError` if
@@ -237,7 +234,7 @@ def start(
             channel.send(its, {"error": str(error)})
         else:
             channel.send(its, {"result": None})
-            Worker(its, filesystem, log, lock_wait).run()
+            Worker(its, filesystem, log).run()
             status = 0
     except BaseException as error:  # nothing may return into the supervisor's code
         log.error(f"the worker failed: {type(error).__name__}: {error}")

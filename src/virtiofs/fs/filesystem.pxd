@@ -2,4 +2,4 @@
 from virtiofs.fuse.request cimport Handlers
 
 cdef class Filesystem(Handlers):
-    pass
+    cdef public double wait_limit
