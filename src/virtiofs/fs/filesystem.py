@@ -16,8 +16,12 @@ class Filesystem(Handlers):
     """A tree that can be served to a guest.
 
     Life: made once, before the first request; `start_thread` on each thread that will serve; any number of
-    sessions, each ended by `drop_guest_state`; `close`.
+    sessions, each ended by `drop_guest_state`; `close`.  `wait_limit`: seconds a request may wait, for a lock,
+    before it is refused.
     """
+
+    def __cinit__(self, *args, **kwargs):
+        self.wait_limit = 600.0
 
     def start_thread(self) -> None:
         """Prepare the calling thread to serve requests.  Called once on each, before its first request."""

@@ -105,7 +105,8 @@ class Passthrough(Filesystem):
     trust names and attributes without asking again, in seconds.  `max_open`: descriptors kept for inodes (0:
     a quarter of what the process may have, at most 8192).  `file_handles`: whether to come back to
     files by handle: "never", "prefer" (where it works), "mandatory".  `shared_locks`: take the guest's locks on
-    the host, where other guests and programs see them; otherwise it keeps them to itself.  `announce_submounts`:
+    the host, where other guests and programs see them; otherwise it keeps them to itself;
+    a wait for one ends after `wait_limit` seconds.  `announce_submounts`:
     mounts of the host below the directory are mounts in the guest, too, with device numbers of their own.
     Raises `OSError` if the directory can not be opened, or mandatory handles do not work.
     """
@@ -118,6 +119,7 @@ class Passthrough(Filesystem):
         max_open: int = 0,
         file_handles: str = "prefer",
         shared_locks: bool = True,
+        wait_limit: float = 600.0,
         announce_submounts: bool = True,
     ):
         import resource
@@ -173,6 +175,7 @@ class Passthrough(Filesystem):
             if root >= 0:
                 os.close(root)
             raise
+        self.wait_limit = wait_limit
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS

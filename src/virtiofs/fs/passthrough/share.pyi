@@ -9,6 +9,7 @@ class Passthrough(Filesystem):
         max_open: int = 0,
         file_handles: str = "prefer",
         shared_locks: bool = True,
+        wait_limit: float = 600.0,
         announce_submounts: bool = True,
     ) -> None: ...
     @property
