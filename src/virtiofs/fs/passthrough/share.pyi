@@ -8,6 +8,7 @@ class Passthrough(Filesystem):
         valid: float = 1.0,
         max_open: int = 0,
         file_handles: str = "prefer",
+        proc: int = -1,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
