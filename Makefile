@@ -61,6 +61,6 @@ quick: build
 	$(RUN) -m pytest -q -m "not guest"
 
 clean:
-	rm -rf build $(VENV) src/virtiofs.egg-info src/virtiofs/fuse/layout.pxd
+	rm -rf build $(VENV) src/virtiofs.egg-info src/virtiofs/fuse/layout.pxd src/virtiofs/sandbox/filters
 	find src -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +

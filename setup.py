@@ -6,6 +6,7 @@
 
 import os
 import runpy
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -34,6 +35,9 @@ COMPILED = [
     "virtiofs.fs.passthrough.locks",
     "virtiofs.fs.passthrough.ioctls",
     "virtiofs.fs.passthrough.share",
+    "virtiofs.sandbox.capabilities",
+    "virtiofs.sandbox.landlock",
+    "virtiofs.sandbox.namespaces",
     "virtiofs.sandbox.process",
 ]
 DEBUG = os.environ.get("VIRTIOFS_DEBUG") == "1"
@@ -47,6 +51,12 @@ def write_if_changed(path: Path, text: str) -> None:
 # The C declarations of the FUSE structures come from the same table that the client and the dispatcher use.
 declarations = runpy.run_path(str(SOURCE / "virtiofs/fuse/abi.py"))["declarations"]
 write_if_changed(SOURCE / "virtiofs/fuse/layout.pxd", declarations())
+
+# The usual seccomp programs come from their table; without libseccomp here, they are made each time a daemon starts.
+try:
+    runpy.run_path(str(SOURCE / "virtiofs/sandbox/seccomp.py"))["store"]()
+except OSError as error:
+    print(f"no stored seccomp programs: {error}", file=sys.stderr)
 
 if DEBUG:
     compile_args = ["-O1", "-g", "-UNDEBUG", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]

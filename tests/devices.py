@@ -45,6 +45,22 @@ class RunningDevice:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def family(self) -> list[int]:
+        """The daemon's process, its child, that one's child, to the last, which serves."""
+        found = [self.process.pid]
+        while True:
+            children = Path(f"/proc/{found[-1]}/task/{found[-1]}/children").read_text().split()
+            if not children:
+                return found
+            assert len(children) == 1
+            found.append(int(children[0]))
+
+    @property
+    def worker(self) -> int:
+        """The process that serves."""
+        return self.family[-1]
+
     def wait_for_listening(self) -> None:
         """Wait for the C daemon to say that it listens (its socket file appears before that)."""
         self._waiting.wait(READY_SECONDS)

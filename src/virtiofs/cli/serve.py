@@ -82,6 +82,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="limit of open descriptors (default: as high as is allowed, at most a million)",
     )
     parser.add_argument(
+        "--sandbox",
+        metavar="MODE",
+        choices=["namespace", "chroot", "none"],
+        default="namespace",
+        help="what keeps the worker in the directory besides its own rules: namespace, chroot (root only) or none"
+        " (%(default)s)",
+    )
+    parser.add_argument(
+        "--seccomp",
+        metavar="ACTION",
+        choices=["kill", "log", "trap", "none"],
+        default="kill",
+        help="what happens when the worker makes a system call it has no need of: kill, log, trap, or none to allow all"
+        " (%(default)s)",
+    )
+    parser.add_argument(
+        "--modcaps",
+        metavar="LIST",
+        default="",
+        help="change the capabilities the worker keeps, as in --modcaps=+sys_admin:-mknod",
+    )
+    parser.add_argument(
         "--log-level",
         metavar="L",
         choices=["error", "warning", "info", "debug"],
@@ -103,7 +125,7 @@ def main(options: argparse.Namespace) -> int:
     from virtiofs.daemon.log import Log
     from virtiofs.daemon.supervisor import Supervisor, announce
     from virtiofs.fs.passthrough.share import Passthrough
-    from virtiofs.sandbox.process import set_descriptor_limit
+    from virtiofs.sandbox.walls import Place, Walls
     from virtiofs.vhostuser.transport import TransportError, adopt, listen
 
     log = Log(options.log_level)
@@ -121,6 +143,16 @@ def main(options: argparse.Namespace) -> int:
         if options.ready_fd is not None:
             check_descriptor(options.ready_fd)
         directory = check_directory(options.directory)
+        walls = Walls(
+            directory,
+            options.sandbox,
+            options.seccomp,
+            options.modcaps,
+            read_only=options.readonly,
+            file_handles=options.inode_file_handles != "never",
+            descriptors=options.rlimit_nofile,
+            warn=log.warning,
+        )
         if options.socket is not None:
             listener = listen(options.socket)
         else:
@@ -130,19 +162,19 @@ def main(options: argparse.Namespace) -> int:
         print(f"virtiofs serve: {describe(error)}", file=sys.stderr)
         return 1
 
-    def make() -> Passthrough:
-        set_descriptor_limit(options.rlimit_nofile)
+    def make(place: Place) -> Passthrough:
         return Passthrough(
-            directory,
+            place.directory,
             options.readonly,
             max_open=options.max_open,
             file_handles=options.inode_file_handles,
             shared_locks=options.locks == "shared",
             wait_limit=options.lock_wait,
             announce_submounts=not options.no_announce_submounts,
+            proc=place.proc,
         )
 
-    supervisor = Supervisor(make, tag, options.queues, log, listener, connected, options.socket)
+    supervisor = Supervisor(make, walls, tag, options.queues, log, listener, connected, options.socket)
     try:
         return supervisor.run(lambda: announce(options.ready_fd))
     except WorkerError as error:

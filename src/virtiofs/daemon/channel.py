@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -64,7 +65,9 @@ def ask(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -
         received = None
     if received is None:
         raise WorkerGone("the worker has ended")
-    answer, _ = received
+    answer, unasked = received
+    for fd in unasked:  # a worker that was taken over might fill our table with them
+        os.close(fd)
     if "error" in answer:
         raise WorkerError(answer["error"])
     return answer.get("result")

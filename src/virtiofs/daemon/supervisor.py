@@ -20,6 +20,7 @@ from virtiofs.daemon import channel, notify, worker
 from virtiofs.daemon.device import ShareDevice
 from virtiofs.daemon.log import Log
 from virtiofs.fs.filesystem import Filesystem
+from virtiofs.sandbox.walls import Place, Walls
 from virtiofs.vhostuser.backend import BackEnd
 from virtiofs.vhostuser.messages import ProtocolError
 from virtiofs.vhostuser.transport import Connection
@@ -32,12 +33,14 @@ class Supervisor:
     """Serves one share on one socket.
 
     `listener` is a listening AF_UNIX socket, or None to serve only `connected`.  `make` makes the file
-    system; it runs in each worker.  `path`, if given, is the socket's file, which is removed at the end.
+    system; it runs in each worker, inside `walls`.  `path`, if given, is the socket's file, which is
+    removed at the end.
     """
 
     def __init__(
         self,
-        make: Callable[[], Filesystem],
+        make: Callable[[Place], Filesystem],
+        walls: Walls,
         tag: bytes,
         queues: int,
         log: Log,
@@ -46,6 +49,7 @@ class Supervisor:
         path: str | None = None,
     ):
         self._make = make
+        self._walls = walls
         self._tag = tag
         self._queues = queues
         self._log = log
@@ -72,6 +76,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._end)
         try:
+            self._walls.leave()
             self._start_worker()
             if self._first is not None:
                 self._connect(self._first)
@@ -163,8 +168,7 @@ class Supervisor:
     # --- the worker ---
 
     def _start_worker(self) -> None:
-        close = [s.fileno() for s in (self._listener, self._signals) if s is not None]
-        self._worker = worker.start(self._make, self._log, close)
+        self._worker = worker.start(self._make, self._log, self._walls)
 
     def _stop_worker(self) -> None:
         """Let the worker finish its requests and end; kill it if it does not."""
@@ -194,6 +198,8 @@ class Supervisor:
             reason = signal.Signals(os.WTERMSIG(status)).name
             if os.WTERMSIG(status) == signal.SIGBUS:
                 reason += ": guest memory vanished under it (the VMM shrank it, or its file system is full)"
+            if os.WTERMSIG(status) == signal.SIGSYS:
+                reason += ": it made a system call that is not allowed; the kernel's log names it with --seccomp log"
         self._log.error(f"the worker (process {pid}) died: {reason}")
         self._failed = self._ending = True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker: the process that reads guest memory.
+"""The worker: the process that reads guest memory, inside the walls of `sandbox/`.
 
 It is forked before a front end connects and serves one connection; a new one takes its place afterwards, so
 nothing of one guest is left for the next.  Its main thread obeys the supervisor; each queue has a thread that
@@ -20,7 +20,7 @@ from virtiofs.daemon.log import Log
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fuse.loop import QueueLoop
 from virtiofs.fuse.session import Session
-from virtiofs.sandbox.process import die_with_parent, shed_privilege
+from virtiofs.sandbox.walls import Place, Walls
 from virtiofs.virtqueue.memory import GuestMemory
 from virtiofs.virtqueue.split import SplitQueue
 
@@ -198,17 +198,18 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def start(make: Callable[[], Filesystem], log: Log, close: list[int]) -> tuple[int, socket.socket]:
-    """Fork a worker that serves what `make` makes: its process id and the supervisor's end of its channel.
+def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[int, socket.socket]:
+    """Fork a worker that serves what `make` makes inside `walls`: a process id and the supervisor's end of its channel.
 
-    `close` are descriptors of the supervisor that the worker has no business with.  Raises `WorkerError` if
-    the file system can not be made.
+    The process is the worker, or one that ends as the worker does.  Raises `WorkerError` if the walls can not be
+    put up or the file system can not be made.
     """
     ours, its = channel.pair()
-    supervisor = os.getpid()
+    supervisor = os.pidfd_open(os.getpid())
     pid = os.fork()
     if pid:
         its.close()
+        os.close(supervisor)
         try:
             channel.ask(ours, {"do": "ready"})
         except channel.WorkerError:
@@ -218,25 +219,26 @@ def start(make: Callable[[], Filesystem], log: Log, close: list[int]) -> tuple[i
         return pid, ours
     status = 1
     try:
-        ours.close()
-        for fd in close:
-            os.close(fd)
-        # The supervisor decides when to end; a Ctrl-C at the terminal reaches both.
+        # The supervisor decides when to end; a Ctrl-C at the terminal reaches all.
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        die_with_parent(supervisor)
-        shed_privilege()
-        channel.receive(its)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         try:
-            filesystem = make()
+            place = walls.enter(supervisor, its.fileno())
+            filesystem = make(place)
+            threading.excepthook = lambda what: log.error(f"a queue's thread failed: {what.exc_value!r}")
+            walls.seal(place)
         except (OSError, ValueError) as error:
-            channel.send(its, {"error": str(error)})
+            answer = {"error": str(error)}
         else:
-            channel.send(its, {"result": None})
-            Worker(its, filesystem, log).run()
+            answer = {}
             status = 0
+        channel.receive(its)
+        channel.send(its, answer)
+        if not status:
+            Worker(its, filesystem, log).run()
     except BaseException as error:  # nothing may return into the supervisor's code
+        status = 1
         log.error(f"the worker failed: {type(error).__name__}: {error}")
     finally:
         os._exit(status)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint64_t
 from virtiofs.fs.passthrough.context cimport Share
 from virtiofs.fuse.request cimport Request
 
@@ -7,3 +8,4 @@ cdef extern from "<errno.h>" nogil:
 
 cdef int become(Share* share, Request* request) noexcept nogil
 cdef void become_self(Share* share, Request* request) noexcept nogil
+cdef uint64_t permitted_capabilities() noexcept nogil

@@ -9,9 +9,10 @@ serve nobody: the process ends.
 
 import cython
 from cython.cimports.libc.errno import EINVAL, errno
-from cython.cimports.libc.stdint import uint32_t
+from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.stdlib import abort
 from cython.cimports.virtiofs.fs.passthrough.host import (
+    SYS_capget,
     SYS_capset,
     SYS_setgroups,
     SYS_setresgid,
@@ -94,3 +95,17 @@ def raise_dac_override(share: cython.pointer(Share)) -> cython.void:
     data[4] = share.permitted[1]
     data[5] = 0
     syscall(SYS_capset, header, data)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def permitted_capabilities() -> uint64_t:
+    """The permitted capabilities of this thread as a bit mask; none if the kernel does not say."""
+    header: uint32_t[2]
+    data: uint32_t[6]
+    header[0] = CAPABILITY_VERSION_3
+    header[1] = 0
+    if syscall(SYS_capget, header, data) != 0:
+        return 0
+    return cython.cast(uint64_t, data[4]) << 32 | data[1]

@@ -23,6 +23,7 @@ from cython.cimports.posix.mman import (
 )
 from cython.cimports.virtiofs.fs.filesystem import Filesystem
 from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
+from cython.cimports.virtiofs.fs.passthrough.credentials import permitted_capabilities
 from cython.cimports.virtiofs.fs.passthrough.directories import (
     fsyncdir,
     opendir,
@@ -105,9 +106,10 @@ class Passthrough(Filesystem):
     trust names and attributes without asking again, in seconds.  `max_open`: descriptors kept for inodes (0:
     a quarter of what the process may have, at most 8192).  `file_handles`: whether to come back to
     files by handle: "never", "prefer" (where it works), "mandatory".  `shared_locks`: take the guest's locks on
-    the host, where other guests and programs see them; otherwise it keeps them to itself;
-    a wait for one ends after `wait_limit` seconds.  `announce_submounts`:
-    mounts of the host below the directory are mounts in the guest, too, with device numbers of their own.
+    the host, where other guests and programs see them; otherwise it keeps them to itself; a wait for one ends
+    after `wait_limit` seconds.  `announce_submounts`: mounts of the host below the directory are mounts in the
+    guest, too, with device numbers of their own.  `proc`: a descriptor of this process's /proc/self/fd, which is
+    the share's from now on, for a process that can no longer reach it by name (-1).
     Raises `OSError` if the directory can not be opened, or mandatory handles do not work.
     """
 
@@ -121,6 +123,7 @@ class Passthrough(Filesystem):
         shared_locks: bool = True,
         wait_limit: float = 600.0,
         announce_submounts: bool = True,
+        proc: int = -1,
     ):
         import resource
 
@@ -132,8 +135,10 @@ class Passthrough(Filesystem):
         root: cython.int = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             share.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
-            share.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            permitted: int = permitted_capabilities()
+            if proc < 0:
+                proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            share.proc = proc
+            permitted: uint64_t = permitted_capabilities()
             limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             spare: int = max(limit - RESERVED_DESCRIPTORS, 64)
             pool: int = max(min(max_open or 8192, spare // 4), 16)
@@ -306,12 +311,3 @@ def drop_all(context: cython.p_void) -> cython.void:
     all_owners_gone(share)
     handle_release_all(cython.address(share.handles))
     inode_forget_all(cython.address(share.inodes))
-
-
-def permitted_capabilities() -> int:
-    """The permitted capabilities of this process as a bit mask."""
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("CapPrm:"):
-                return int(line.split()[1], 16)
-    return 0

@@ -11,6 +11,7 @@ class Passthrough(Filesystem):
         shared_locks: bool = True,
         wait_limit: float = 600.0,
         announce_submounts: bool = True,
+        proc: int = -1,
     ) -> None: ...
     @property
     def directory(self) -> str: ...

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces (namespaces(7)) and the root directory: what of the host a process can name at all.
+
+The mount API of Linux 5.2 (open_tree, move_mount) is used, as it clones a tree with all that is mounted below
+it in one step, and gives a descriptor of it that needs no place among the mounts.
+"""
+
+import os
+
+import cython
+from cython.cimports.libc.errno import ENOSYS, EPERM, errno
+from cython.cimports.libc.string import strerror
+from cython.cimports.virtiofs.sandbox.host import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    MNT_DETACH,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MOVE_MOUNT_F_EMPTY_PATH,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_REC,
+    MS_SLAVE,
+    O_CLOEXEC,
+    OPEN_TREE_CLONE,
+    SYS_MOUNT_SETATTR,
+    SYS_MOVE_MOUNT,
+    SYS_OPEN_TREE,
+    MountAttributes,
+    SYS_pivot_root,
+    fchdir,
+    mount,
+    syscall,
+    umount2,
+    unshare,
+)
+
+
+def failure(doing: str) -> OSError:
+    """The error of the last system call, saying what could not be done."""
+    return OSError(f"cannot {doing}: {strerror(errno).decode()}")
+
+
+def new_user() -> None:
+    """Enter a new user namespace in which our user is root, and the only user.
+
+    Raises `OSError` where the host does not allow that.
+    """
+    uid = os.geteuid()
+    gid = os.getegid()
+    if unshare(CLONE_NEWUSER) != 0:
+        raise failure("make a user namespace")
+    for name, text in (
+        ("setgroups", "deny"),  # without it an unprivileged user may not map a group (user_namespaces(7))
+        ("uid_map", f"0 {uid} 1"),
+        ("gid_map", f"0 {gid} 1"),
+    ):
+        fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def new_processes() -> None:
+    """Let the next fork make the first process of a new process id namespace.  Raises `OSError`."""
+    if unshare(CLONE_NEWPID) != 0:
+        raise failure("make a process id namespace")
+
+
+def new_rest() -> None:
+    """Enter new mount, network and System V IPC namespaces.
+
+    What the host mounts later still arrives; what is mounted here stays here.  Raises `OSError`.
+    """
+    if unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC) != 0:
+        raise failure("make mount, network and IPC namespaces")
+    if mount(cython.NULL, b"/", cython.NULL, MS_SLAVE | MS_REC, cython.NULL) != 0:
+        raise failure("keep mounts from reaching the host")
+
+
+@cython.cfunc
+def clone(path: str, flags: cython.int) -> cython.int:
+    name: bytes = os.fsencode(path)
+    target: cython.p_char = name
+    fd: cython.int = syscall(SYS_OPEN_TREE, AT_FDCWD, target, OPEN_TREE_CLONE | O_CLOEXEC | flags)
+    if fd < 0:
+        raise failure(f"clone the mount of {path}")
+    return fd
+
+
+def own_descriptors(mount_proc: bool) -> int:
+    """A descriptor of our own /proc/self/fd, as the root of a mount that is nowhere: there is no ".." from it.
+
+    `mount_proc`: let it be of a new procfs, in which only our process id namespace is seen; it hides the old
+    one in our mount namespace.  Raises `OSError`.
+    """
+    # Not allowed where parts of the host's are hidden, as in most containers (mount_too_revealing()).
+    if (
+        mount_proc
+        and mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, cython.NULL) != 0
+        and errno != EPERM
+    ):
+        raise failure("mount a procfs")
+    return clone("/proc/self/fd", 0)
+
+
+def clone_tree(directory: str, read_only: bool) -> int:
+    """A descriptor of a copy of `directory` with all that is mounted below it, which is mounted nowhere yet.
+
+    In the copy devices can not be opened and nothing executed; `read_only`: nor anything changed.  What the host
+    mounts later comes without these flags.  Needs a mount namespace of our own.  Raises `OSError`.
+    """
+    attributes: MountAttributes
+    nothing: cython.p_char = b""
+    tree: cython.int = clone(directory, AT_RECURSIVE)
+    attributes.set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    if read_only:
+        attributes.set |= MOUNT_ATTR_RDONLY
+    attributes.clear = attributes.propagation = attributes.userns = 0
+    # Before Linux 5.12 there is no such call; then the rules of the file system stand alone.
+    if (
+        syscall(
+            SYS_MOUNT_SETATTR,
+            tree,
+            nothing,
+            AT_EMPTY_PATH | AT_RECURSIVE,
+            cython.address(attributes),
+            cython.sizeof(attributes),
+        )
+        != 0
+        and errno != ENOSYS
+    ):
+        error = failure(f"restrict the mounts of {directory}")
+        os.close(tree)
+        raise error
+    return tree
+
+
+def move_into(tree: int, directory: str) -> None:
+    """Make the copy `tree` of `directory` all there is: the root and the working directory.  Raises `OSError`."""
+    fd: cython.int = tree
+    nothing: cython.p_char = b""
+    here: cython.p_char = b"."
+    name: bytes = os.fsencode(directory)
+    target: cython.p_char = name
+    if syscall(SYS_MOVE_MOUNT, fd, nothing, AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH) != 0:
+        raise failure(f"mount {directory} on itself")
+    if fchdir(fd) != 0:
+        raise failure(f"enter {directory}")
+    # The old root ends up on top of the new one, where "." finds it to unmount (pivot_root(2)).
+    if syscall(SYS_pivot_root, here, here) != 0 or umount2(here, MNT_DETACH) != 0:
+        raise failure(f"make {directory} the root")
+    os.chdir("/")

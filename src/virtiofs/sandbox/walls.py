@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walls around a worker, in the order they go up.
+
+    supervisor   `leave`: gives up what none of its workers needs
+    forked       `enter`: ends with its parent; limits; namespaces, where a second fork makes the first process of
+                 a new process id namespace; the shared directory becomes the root; no new privileges; the
+                 capabilities the share needs and no others
+                 (the share is opened, its records are made)
+                 `seal`: no more Python modules; Landlock; seccomp
+    serving      a guest's first byte
+
+The process in the middle of the two forks only waits, and ends as the worker ended.  docs/security.md says what
+each wall leaves open.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from virtiofs.sandbox import capabilities, landlock, namespaces, process, seccomp
+
+MODES = ("namespace", "chroot", "none")
+SECCOMP = (*seccomp.ACTIONS, "none")
+
+# What a share served as root needs: owners and modes of files, users to create as, whiteouts, file capabilities.
+SHARE = capabilities.mask("chown", "dac_override", "fowner", "fsetid", "setgid", "setuid", "mknod", "setfcap")
+HANDLES = capabilities.mask("dac_read_search")  # open_by_handle_at
+IDS = capabilities.mask("setuid", "setgid")
+# What it takes to put the walls up.
+BUILDING = capabilities.mask("sys_admin", "sys_chroot", "setpcap", "sys_resource", "setgid")
+
+
+class Place:
+    """Where the worker finds its share: `directory`, and `proc`, a descriptor of its own /proc/self/fd."""
+
+    def __init__(self, directory: str, proc: int):
+        self.directory = directory
+        self.proc = proc
+
+
+class Walls:
+    """The walls around workers that share `directory`, an absolute path.
+
+    `mode`: one of `MODES`.  `filter`: what happens to a system call that is not on the list, one of `SECCOMP`.
+    `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
+    `descriptors`: how many the worker may have (0: as many as is useful).  `warn` is given what a user should
+    know.  Raises `ValueError` for what makes no sense, `OSError` for what can not be done here.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        mode: str = "namespace",
+        filter: str = "kill",
+        changes: str = "",
+        read_only: bool = False,
+        file_handles: bool = True,
+        descriptors: int = 0,
+        warn: Callable[[str], None] = lambda text: None,
+    ):
+        permitted = capabilities.permitted()
+        self._directory = directory
+        self._mode = mode
+        self._read_only = read_only
+        self._descriptors = descriptors
+        self._warn = warn
+        self._capabilities = SHARE | (HANDLES if file_handles else 0)
+        if changes:
+            self._capabilities = capabilities.change(self._capabilities, changes)
+        missing = capabilities.names(self._capabilities & ~(SHARE | HANDLES) & ~permitted)
+        if missing:
+            raise ValueError(f"--modcaps can not add what we do not have: {', '.join(missing)}")
+        self._new_user = mode == "namespace" and not permitted & capabilities.mask("sys_admin")
+        if self._new_user and os.geteuid() == 0:
+            raise OSError(
+                "--sandbox namespace needs the capability sys_admin; grant it, or use --sandbox chroot or none"
+            )
+        if mode == "chroot" and not permitted & capabilities.mask("sys_chroot"):
+            raise OSError("--sandbox chroot needs the capability sys_chroot; use --sandbox namespace or none")
+        if mode == "none":
+            warn("--sandbox none: the worker can name every file of the host that its user may touch")
+        if self._new_user:
+            # The namespace has one user: nobody to switch to, and no file handles there.
+            self._capabilities &= ~(IDS | HANDLES)
+            held = self._capabilities
+        else:
+            held = self._capabilities & permitted
+        self._handles = bool(held & HANDLES)
+        self._filter: bytes | None = None
+        if filter == "none":
+            warn("--seccomp none: the worker may make every system call")
+        else:
+            features = ["core"]
+            if held & IDS == IDS:
+                features.append("ids")
+            if self._handles:
+                features.append("handles")
+            self._filter = seccomp.program(features, filter)
+
+    def leave(self) -> None:
+        """Give up what no worker needs; for the supervisor, once, when its socket listens."""
+        process.no_new_privileges()
+        capabilities.keep(self._capabilities | BUILDING)
+
+    def enter(self, parent: int, keep: int) -> Place:
+        """Put up the walls around this process, which was just forked by the process of pidfd `parent`.
+
+        Of its descriptors only 0 to 2 and `keep` are left.  The process that returns may be a child of the
+        one that called; the latter never returns, but ends as the former does.  Raises `OSError`.
+        """
+        self._close_all_but(parent, keep)
+        process.set_descriptor_limit(self._descriptors)
+        process.settle_allocator()
+        if self._mode == "namespace":
+            parent = self._fork(parent, keep)
+        process.die_with_parent(parent)
+        os.close(parent)
+        place = self._confine()
+        process.shed_privilege()
+        if self._new_user:
+            process.limit_threads()
+        capabilities.keep(self._capabilities)
+        process.forbid_core()
+        return place
+
+    def _close_all_but(self, *fds: int) -> None:
+        """Close every descriptor that is not given; standard input and output lead nowhere."""
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(nowhere, 0)
+        os.dup2(nowhere, 1)
+        least = 3
+        for fd in sorted(fds):
+            os.closerange(least, fd)
+            least = fd + 1
+        os.closerange(least, 1 << 30)
+
+    def _fork(self, parent: int, keep: int) -> int:
+        """Go on as the first process of a new process id namespace: a pidfd of the process that stays outside."""
+        if self._new_user:
+            namespaces.new_user()
+        namespaces.new_processes()
+        process.die_with_parent(parent)
+        outside = os.pidfd_open(os.getpid())
+        child = os.fork()
+        if child:
+            self._close_all_but()
+            process.no_new_privileges()
+            capabilities.keep(0)
+            process.forbid_core()
+            process.stand_in(child)
+        os.close(parent)
+        return outside
+
+    def _confine(self) -> Place:
+        """Make the directory the root, as far as the mode goes."""
+        if self._mode == "namespace":
+            namespaces.new_rest()
+            tree = namespaces.clone_tree(self._directory, self._read_only)
+            try:
+                proc = namespaces.own_descriptors(mount_proc=True)
+                namespaces.move_into(tree, self._directory)
+            finally:
+                os.close(tree)
+            return Place("/", proc)
+        try:
+            proc = namespaces.own_descriptors(mount_proc=False)
+        except OSError:  # it takes CAP_SYS_ADMIN
+            proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if self._mode == "none":
+            return Place(self._directory, proc)
+        os.chroot(self._directory)
+        os.chdir("/")
+        return Place("/", proc)
+
+    def seal(self, place: Place) -> None:
+        """The last walls; nothing but serving may come after them.  Raises `OSError`."""
+        forget_modules()
+        landlock.restrict("" if self._handles else place.directory, self._read_only)
+        if self._filter is not None:
+            process.load_filter(self._filter)
+
+
+def forget_modules() -> None:
+    """Import nothing from here on: the paths where Python looks are now the guest's to write."""
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.meta_path.clear()
+    sys.path_importer_cache.clear()
