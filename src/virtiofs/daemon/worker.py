@@ -229,7 +229,7 @@ def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[
             threading.excepthook = lambda what: log.error(f"a queue's thread failed: {what.exc_value!r}")
             walls.seal(place)
         except (OSError, ValueError) as error:
-            answer = {"error": str(error)}
+            answer = {"error": getattr(error, "strerror", None) or str(error)}
         else:
             answer = {}
             status = 0
