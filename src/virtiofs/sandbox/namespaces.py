@@ -44,10 +44,16 @@ from cython.cimports.virtiofs.sandbox.host import (
     unshare,
 )
 
+# What an ordinary user can do about it; several distributions and container runtimes forbid user namespaces.
+USERS_MAY_NOT = (
+    "; have the host allow user namespaces (user.max_user_namespaces, kernel.unprivileged_userns_clone,"
+    " kernel.apparmor_restrict_unprivileged_userns), run as root, or use --sandbox none"
+)
 
-def failure(doing: str) -> OSError:
+
+def failure(doing: str, advice: str = "") -> OSError:
     """The error of the last system call, saying what could not be done."""
-    return OSError(f"cannot {doing}: {strerror(errno).decode()}")
+    return OSError(f"cannot {doing}: {strerror(errno).decode()}{advice}")
 
 
 def new_user() -> None:
@@ -58,7 +64,7 @@ def new_user() -> None:
     uid = os.geteuid()
     gid = os.getegid()
     if unshare(CLONE_NEWUSER) != 0:
-        raise failure("make a user namespace")
+        raise failure("make a user namespace", USERS_MAY_NOT)
     for name, text in (
         ("setgroups", "deny"),  # without it an unprivileged user may not map a group (user_namespaces(7))
         ("uid_map", f"0 {uid} 1"),
@@ -83,7 +89,7 @@ def new_rest() -> None:
     What the host mounts later still arrives; what is mounted here stays here.  Raises `OSError`.
     """
     if unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC) != 0:
-        raise failure("make mount, network and IPC namespaces")
+        raise failure("make mount, network and IPC namespaces", USERS_MAY_NOT)
     if mount(cython.NULL, b"/", cython.NULL, MS_SLAVE | MS_REC, cython.NULL) != 0:
         raise failure("keep mounts from reaching the host")
 

@@ -130,11 +130,12 @@ class Walls:
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(nowhere, 0)
         os.dup2(nowhere, 1)
-        least = 3
-        for fd in sorted(fds):
-            os.closerange(least, fd)
-            least = fd + 1
-        os.closerange(least, 1 << 30)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) not in fds:
+                try:
+                    os.close(int(name))
+                except OSError:
+                    pass  # the one that listed them
 
     def _fork(self, parent: int, keep: int) -> int:
         """Go on as the first process of a new process id namespace: a pidfd of the process that stays outside."""
