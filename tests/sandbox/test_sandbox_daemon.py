@@ -224,7 +224,7 @@ def test_what_the_host_mounts_later_reaches_the_guest_and_can_be_unmounted(mount
         assert running.alive
         # The worker that has files of it open ends with its connection; nobody says when it is gone.
         unmount = ["umount", share / "sub"]
-        assert devices.wait_until(lambda: subprocess.run(unmount, check=False).returncode == 0)
+        assert devices.wait_until(lambda: subprocess.run(unmount, check=False).returncode == 0, 20.0)
         with Device.connect(running.socket) as device:
             assert Tree(Session(device)).listdir("/sub") == []
 
