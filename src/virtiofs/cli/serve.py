@@ -17,6 +17,8 @@ import argparse
 import os
 import sys
 
+from virtiofs.cli import ownership
+
 MAX_QUEUES = 64
 MIN_DESCRIPTORS = 1400
 
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="write a line to this descriptor and close it when a VMM may connect; systemd is told by itself",
     )
+    ownership.add_arguments(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -98,6 +101,7 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(f"--rlimit-nofile takes {MIN_DESCRIPTORS} or more, not {options.rlimit_nofile}")
         if options.ready_fd is not None:
             check_descriptor(options.ready_fd)
+        more = ownership.share_options(options)
         directory = check_directory(options.directory)
         if options.socket is not None:
             listener = listen(options.socket)
@@ -115,6 +119,7 @@ def main(options: argparse.Namespace) -> int:
             options.readonly,
             max_open=options.max_open,
             file_handles=options.inode_file_handles,
+            **more,
         )
 
     supervisor = Supervisor(make, tag, options.queues, log, listener, connected, options.socket)

@@ -230,6 +230,7 @@ CONSTANTS = {
     "FUSE_WRITE_CACHE": 1 << 0,
     "FUSE_WRITE_KILL_SUIDGID": 1 << 2,
     "FUSE_FSYNC_FDATASYNC": 1 << 0,
+    "FUSE_SETXATTR_ACL_KILL_SGID": 1 << 0,
     "FATTR_MODE": 1 << 0,
     "FATTR_UID": 1 << 1,
     "FATTR_GID": 1 << 2,

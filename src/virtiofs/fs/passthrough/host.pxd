@@ -107,7 +107,7 @@ cdef extern from "<sys/uio.h>" nogil:
     enum: RWF_APPEND, RWF_DSYNC
 
 cdef extern from "<sys/syscall.h>" nogil:
-    enum: SYS_getdents64, SYS_setresuid, SYS_setresgid, SYS_setgroups, SYS_capset
+    enum: SYS_getdents64, SYS_setresuid, SYS_setresgid, SYS_setgroups, SYS_capget, SYS_capset
 
 cdef extern from "<sys/xattr.h>" nogil:
     ssize_t getxattr(const char* path, const char* name, void* value, size_t size)
