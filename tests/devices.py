@@ -93,13 +93,34 @@ def start_c_virtiofsd(directory: Path, options: Sequence[str] = ()) -> Iterator[
             device.stop()
 
 
+# Runs our command as another user, who may not be able to read this interpreter's own files: all is imported before.
+AS_USER = """
+import contextlib, errno, fcntl, importlib, json, locale, os, pkgutil, resource, shutil, sys, traceback
+import virtiofs.cli.main
+for module in pkgutil.walk_packages(virtiofs.__path__, "virtiofs."):
+    if module.name.split(".")[1] not in ("__main__", "client", "vm"):
+        importlib.import_module(module.name)
+with contextlib.suppress(SystemExit):
+    virtiofs.cli.main.main(["serve", "--help"])
+user = int(sys.argv[1])
+os.setgroups([]), os.setresgid(user, user, user), os.setresuid(user, user, user)
+sys.exit(virtiofs.cli.main.main(sys.argv[2:]))
+"""
+
+
 @contextlib.contextmanager
-def start_ours(directory: Path, options: Sequence[str] = ()) -> Iterator[RunningDevice]:
-    """Run our daemon on `directory`.  It serves one connection after the other."""
+def start_ours(
+    directory: Path, options: Sequence[str] = (), user: int | None = None
+) -> Iterator[RunningDevice]:
+    """Run our daemon on `directory`, as another `user` if one is given.  It serves one connection after the other."""
     with tempfile.TemporaryDirectory(prefix="virtiofs-test-") as place:
         socket = f"{place}/v.sock"
         ready, ready_end = os.pipe()
-        command = [sys.executable, "-m", "virtiofs", "serve", str(directory), "--socket", socket]
+        command = [sys.executable, "-m", "virtiofs"]
+        if user is not None:
+            os.chown(place, user, user)
+            command = [sys.executable, "-c", AS_USER, str(user)]
+        command += ["serve", str(directory), "--socket", socket]
         command += ["--ready-fd", str(ready_end), *options]
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=[ready_end]
@@ -115,6 +136,13 @@ def start_ours(directory: Path, options: Sequence[str] = ()) -> Iterator[Running
         finally:
             os.close(ready)
             device.stop()
+
+
+def worker_of(running: RunningDevice) -> int:
+    """The process id of our daemon's worker."""
+    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+    assert len(children) == 1
+    return int(children[0])
 
 
 def start(
