@@ -109,13 +109,35 @@ def start_c_virtiofsd(directory: Path, options: Sequence[str] = ()) -> Iterator[
             device.stop()
 
 
+# Runs our command as another user, who may not be able to read this interpreter's own files: all is imported before.
+AS_USER = """
+import contextlib, ctypes, errno, fcntl, importlib, json, locale, os, pkgutil, resource, shutil, sys, traceback
+import virtiofs.cli.main
+for module in pkgutil.walk_packages(virtiofs.__path__, "virtiofs."):
+    if module.name.split(".")[1] not in ("__main__", "client", "vm"):
+        importlib.import_module(module.name)
+with contextlib.suppress(SystemExit):
+    virtiofs.cli.main.main(["serve", "--help"])
+user = int(sys.argv[1])
+os.setgroups([]), os.setresgid(user, user, user), os.setresuid(user, user, user)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is ours, as after an exec
+sys.exit(virtiofs.cli.main.main(sys.argv[2:]))
+"""
+
+
 @contextlib.contextmanager
-def start_ours(directory: Path, options: Sequence[str] = ()) -> Iterator[RunningDevice]:
-    """Run our daemon on `directory`.  It serves one connection after the other."""
+def start_ours(
+    directory: Path, options: Sequence[str] = (), user: int | None = None
+) -> Iterator[RunningDevice]:
+    """Run our daemon on `directory`, as another `user` if one is given.  It serves one connection after the other."""
     with tempfile.TemporaryDirectory(prefix="virtiofs-test-") as place:
         socket = f"{place}/v.sock"
         ready, ready_end = os.pipe()
-        command = [sys.executable, "-m", "virtiofs", "serve", str(directory), "--socket", socket]
+        command = [sys.executable, "-m", "virtiofs"]
+        if user is not None:
+            os.chown(place, user, user)
+            command = [sys.executable, "-c", AS_USER, str(user)]
+        command += ["serve", str(directory), "--socket", socket]
         command += ["--ready-fd", str(ready_end), *options]
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=[ready_end]

@@ -17,6 +17,8 @@ import argparse
 import os
 import sys
 
+from virtiofs.cli import ownership
+
 MAX_QUEUES = 64
 MIN_DESCRIPTORS = 1400
 MAX_LOCK_WAIT = 30 * 86400
@@ -116,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="write a line to this descriptor and close it when a VMM may connect; systemd is told by itself",
     )
+    ownership.add_arguments(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -142,6 +145,7 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(f"--lock-wait takes 0 to {MAX_LOCK_WAIT} seconds, not {options.lock_wait:g}")
         if options.ready_fd is not None:
             check_descriptor(options.ready_fd)
+        more = ownership.share_options(options)
         directory = check_directory(options.directory)
         walls = Walls(
             directory,
@@ -172,6 +176,7 @@ def main(options: argparse.Namespace) -> int:
             wait_limit=options.lock_wait,
             announce_submounts=not options.no_announce_submounts,
             proc=place.proc,
+            **more,
         )
 
     supervisor = Supervisor(make, walls, tag, options.queues, log, listener, connected, options.socket)

@@ -233,6 +233,7 @@ CONSTANTS = {
     "FUSE_LK_FLOCK": 1 << 0,
     "FUSE_IOCTL_DIR": 1 << 4,
     "FUSE_ATTR_SUBMOUNT": 1 << 0,
+    "FUSE_SETXATTR_ACL_KILL_SGID": 1 << 0,
     "FATTR_MODE": 1 << 0,
     "FATTR_UID": 1 << 1,
     "FATTR_GID": 1 << 2,

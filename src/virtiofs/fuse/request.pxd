@@ -40,6 +40,9 @@ cdef struct Request:
     uint32_t tail_size
     uint32_t groups_count
     uint32_t groups[MAX_GROUPS]
+    const char* context_name  # security context of what is created (inside `rest`), or NULL
+    const uint8_t* context
+    uint32_t context_size
     iovec* data              # file data of WRITE, still in the carrier's memory
     uint32_t data_count
     uint64_t data_size

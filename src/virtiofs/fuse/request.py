@@ -16,6 +16,7 @@ from cython.cimports.posix.uio import iovec
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_EXT_GROUPS,
     FUSE_MAX_NR_SECCTX,
+    FUSE_SECURITY_CTX,
     fuse_ext_header,
     fuse_secctx,
     fuse_secctx_header,
@@ -209,6 +210,7 @@ def parse(request: cython.pointer(Request), operation: cython.pointer(cython.con
     gather(request.args, cython.address(request.data), cython.address(request.data_count), size)
     rest -= size
     request.groups_count = 0
+    request.context_name = cython.NULL
     request.tail_size = 0
     if operation.flags & FLAG_DATA:
         request.data_size = rest
@@ -292,10 +294,10 @@ def check_name(
 def parse_extensions(
     request: cython.pointer(Request), records: cython.pointer(uint8_t), size: uint64_t
 ) -> cython.int:
-    """Check the records behind a creation request and take the groups out of them.  0 or -EINVAL.
+    """Check the records behind a creation request; take the groups and the first security context out of them.
 
-    Source: struct fuse_ext_header; a security context record is told by its type, which is then a count up to
-    31.
+    Returns 0 or -EINVAL.  Source: struct fuse_ext_header; a security context record is told by its type, which
+    is then a count up to 31.
     """
     header: fuse_ext_header
     seen_groups: cython.bint = False
@@ -310,6 +312,8 @@ def parse_extensions(
             if seen_context or not valid_contexts(records, header.size, header.type):
                 return -EINVAL
             seen_context = True
+            if header.type and request.session_flags & FUSE_SECURITY_CTX:
+                take_context(request, records + cython.sizeof(fuse_secctx_header))
         elif header.type == FUSE_EXT_GROUPS:
             if seen_groups or header.size < 16:
                 return -EINVAL
@@ -324,6 +328,20 @@ def parse_extensions(
         records += header.size
         size -= header.size
     return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def take_context(request: cython.pointer(Request), record: cython.pointer(uint8_t)) -> cython.void:
+    """Note where name and value of a valid security context are."""
+    context: fuse_secctx
+    memcpy(cython.address(context), record, cython.sizeof(fuse_secctx))
+    request.context_name = cython.cast(
+        cython.pointer(cython.const[cython.char]), record + cython.sizeof(fuse_secctx)
+    )
+    request.context = cython.cast(cython.pointer(uint8_t), memchr(request.context_name, 0, REST_ROOM)) + 1
+    request.context_size = context.size
 
 
 @cython.cfunc

@@ -57,9 +57,10 @@ def failure(doing: str, advice: str = "") -> OSError:
 
 
 def new_user() -> None:
-    """Enter a new user namespace in which our user is root, and the only user.
+    """Enter a new user namespace with our user, under the same number, and no other.
 
-    Raises `OSError` where the host does not allow that.
+    Files show the ids they have on the host, as without the namespace.  Raises `OSError` where the host does
+    not allow that.
     """
     uid = os.geteuid()
     gid = os.getegid()
@@ -67,8 +68,8 @@ def new_user() -> None:
         raise failure("make a user namespace", USERS_MAY_NOT)
     for name, text in (
         ("setgroups", "deny"),  # without it an unprivileged user may not map a group (user_namespaces(7))
-        ("uid_map", f"0 {uid} 1"),
-        ("gid_map", f"0 {gid} 1"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
     ):
         fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
         try:

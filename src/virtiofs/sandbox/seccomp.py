@@ -80,6 +80,7 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     ),
     ("core", "getpid gettid", "a thread asks who it is", (), ALLOW),
     ("core", "getuid geteuid getgid getegid", "and whose", (), ALLOW),
+    ("core", "capget capset", "set-id bits: CAP_FSETID for those who keep them only", (), ALLOW),
     ("core", "prctl", "names of threads and memory", PRCTL, ALLOW),
     ("core", "membarrier", "barriers between threads", (), ALLOW),
     (
@@ -135,7 +136,6 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     ("core", "name_to_handle_at", "asking for a file's handle", (), ALLOW),
     # --- with privilege ---
     ("ids", "setresuid setresgid setgroups", "creating as the guest's user", (), ALLOW),
-    ("ids", "capget capset", "changing the effective capabilities meanwhile", (), ALLOW),
     ("handles", "open_by_handle_at", "coming back to a file by its handle", (), ALLOW),
 )
 # --seccomp: what happens to a call that is in no row.

@@ -3,9 +3,11 @@
 
 import cython
 from cython.cimports.libc.errno import EACCES, EBADF, EINVAL, EISDIR, errno
-from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.string import memset
+from cython.cimports.virtiofs.fs.passthrough.context import OWNERS_AS_IS, OWNERS_MAPPED, OWNERS_STORED
+from cython.cimports.virtiofs.fs.passthrough.credentials import guard, keep_set_ids
 from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_pin, handle_unpin
 from cython.cimports.virtiofs.fs.passthrough.host import (
@@ -19,6 +21,7 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     S_IFDIR,
     S_IFLNK,
     S_IFREG,
+    S_ISGID,
     STATX_BASIC_STATS,
     UTIME_NOW,
     UTIME_OMIT,
@@ -34,16 +37,20 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     timespec,
     utimensat,
 )
+from cython.cimports.virtiofs.fs.passthrough.idmap import translate
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
+    inode_forget,
     inode_pin,
     inode_unpin,
 )
+from cython.cimports.virtiofs.fs.passthrough.owners import as_guest_sees, store_change
 from cython.cimports.virtiofs.fuse.layout import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
     FATTR_FH,
     FATTR_GID,
+    FATTR_KILL_SUIDGID,
     FATTR_MODE,
     FATTR_MTIME,
     FATTR_MTIME_NOW,
@@ -104,13 +111,44 @@ def fill_entry(
     share: cython.pointer(Share),
     entry: cython.pointer(fuse_entry_out),
     nodeid: uint64_t,
-    status: cython.pointer(cython.const[statx_t]),
-) -> cython.void:
+    status: cython.pointer(statx_t),
+) -> cython.int:
+    """Answer with an inode that was looked up: 0, or a negative errno and the look-up is given back.
+
+    `status` is the host's, and becomes what the guest is told.
+    """
+    error: cython.int
+    if share.ownership != OWNERS_AS_IS:
+        error = node_as_guest_sees(share, nodeid, status)
+        if error:
+            inode_forget(cython.address(share.inodes), nodeid, 1)
+            return error
     entry.nodeid = nodeid
     entry.generation = 0  # node ids are never used twice
     entry.entry_valid = entry.attr_valid = share.valid // NANOSECONDS
     entry.entry_valid_nsec = entry.attr_valid_nsec = share.valid % NANOSECONDS
     fill_attr(cython.address(entry.attr), status)
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def node_as_guest_sees(
+    share: cython.pointer(Share), nodeid: uint64_t, status: cython.pointer(statx_t)
+) -> cython.int:
+    fd: cython.int = -1
+    error: cython.int
+    inode: cython.pointer(Inode)
+    if share.ownership == OWNERS_MAPPED:
+        return as_guest_sees(share, fd, status)
+    inode = inode_pin(cython.address(share.inodes), nodeid)
+    if inode == cython.NULL:
+        return -ESTALE
+    fd = inode_descriptor(cython.address(share.inodes), inode)
+    error = fd if fd < 0 else as_guest_sees(share, fd, status)
+    inode_unpin(cython.address(share.inodes), inode)
+    return error
 
 
 @cython.cfunc
@@ -130,12 +168,16 @@ def status_of(
     inode: cython.pointer(Inode)
     fd: cython.int
     error: cython.int = 0
+    if share.ownership != OWNERS_AS_IS:
+        mask |= STATX_BASIC_STATS
     if use_handle:
         handle = handle_pin(cython.address(share.handles), fh, False)
         if handle == cython.NULL:
             return -EBADF
         if statx(handle.fd, b"", AT_EMPTY_PATH | flags, mask, status) != 0:
             error = -errno
+        elif share.ownership != OWNERS_AS_IS:
+            error = as_guest_sees(share, handle.fd, status)
         handle_unpin(cython.address(share.handles), handle)
         return error
     inode = inode_pin(cython.address(share.inodes), request.header.nodeid)
@@ -146,6 +188,8 @@ def status_of(
         error = fd
     elif statx(fd, b"", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | flags, mask, status) != 0:
         error = -errno
+    elif share.ownership != OWNERS_AS_IS:
+        error = as_guest_sees(share, fd, status)
     inode_unpin(cython.address(share.inodes), inode)
     return error
 
@@ -260,6 +304,8 @@ def setattr(context: cython.p_void, request: cython.pointer(Request)) -> cython.
         error = change(share, args, inode, handle, fd)
         if not error and statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, cython.address(status)) != 0:
             error = -errno
+        if not error and share.ownership != OWNERS_AS_IS:
+            error = as_guest_sees(share, fd, cython.address(status))
     if handle != cython.NULL:
         handle_unpin(cython.address(share.handles), handle)
     inode_unpin(cython.address(share.inodes), inode)
@@ -281,30 +327,30 @@ def change(
     error: cython.int
     valid: uint32_t = args.valid
     times: timespec[2]
-    unset: uint32_t = 0xFFFFFFFF  # to the host this means "keep"
     snprintf(name, 16, b"%d", fd)
+    if share.guarded and valid & (FATTR_UID | FATTR_GID) and inode.type == S_IFREG:
+        error = guard(share, fd, valid & FATTR_KILL_SUIDGID != 0)
+        if error:
+            return error
+    if share.ownership == OWNERS_STORED:
+        error = store_change(share, args, fd)
+        if error:
+            return error
+        valid &= ~cython.cast(uint32_t, FATTR_UID | FATTR_GID | FATTR_MODE)
     if valid & (FATTR_UID | FATTR_GID):
-        if (valid & FATTR_UID and args.uid == unset) or (valid & FATTR_GID and args.gid == unset):
-            return -EINVAL
-        if (
-            fchownat(
-                fd,
-                b"",
-                args.uid if valid & FATTR_UID else unset,
-                args.gid if valid & FATTR_GID else unset,
-                AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW,
-            )
-            != 0
-        ):
-            return -errno
+        error = change_owner(share, args, fd)
+        if error:
+            return error
     # After the owner: a change of owner may take the set-id bits away that the mode asks for.
     if valid & FATTR_MODE:
         if inode.type == S_IFLNK:
             return -EOPNOTSUPP
+        if args.mode & S_ISGID:
+            keep_set_ids(share, True)
         if fchmodat(share.proc, name, args.mode & 0o7777, 0) != 0:
             return -errno
     if valid & FATTR_SIZE:
-        error = truncate(share, inode, handle, name, args.size)
+        error = truncate(share, inode, handle, name, args.size, valid & FATTR_KILL_SUIDGID != 0)
         if error:
             return error
     if valid & (FATTR_ATIME | FATTR_MTIME):
@@ -329,25 +375,68 @@ def change(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def change_owner(
+    share: cython.pointer(Share),
+    args: cython.pointer(fuse_setattr_in),
+    fd: cython.int,
+) -> cython.int:
+    """The part of SETATTR that is chown(2); the host takes set-id bits away."""
+    unset: uint32_t = 0xFFFFFFFF  # to the host this means "keep"
+    uid: int64_t = unset
+    gid: int64_t = unset
+    if args.valid & FATTR_UID:
+        if args.uid == unset:
+            return -EINVAL
+        uid = translate(cython.address(share.user_to_host), args.uid)
+    if args.valid & FATTR_GID:
+        if args.gid == unset:
+            return -EINVAL
+        gid = translate(cython.address(share.group_to_host), args.gid)
+    if uid < 0 or gid < 0:
+        return uid if uid < 0 else gid
+    if (
+        fchownat(
+            fd,
+            b"",
+            cython.cast(uint32_t, uid),
+            cython.cast(uint32_t, gid),
+            AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW,
+        )
+        != 0
+    ):
+        return -errno
+    return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def truncate(
     share: cython.pointer(Share),
     inode: cython.pointer(Inode),
     handle: cython.pointer(Handle),
     name: cython.p_char,
     size: uint64_t,
+    kill: cython.bint,
 ) -> cython.int:
     fd: cython.int
     error: cython.int = 0
     if size >> 63:
         return -EINVAL
     if handle != cython.NULL:
+        if share.guarded:
+            error = guard(share, handle.fd, kill)
+            if error:
+                return error
         return 0 if ftruncate(handle.fd, size) == 0 else -errno
     if inode.type != S_IFREG:
         return -EISDIR if inode.type == S_IFDIR else -EINVAL
     fd = openat(share.proc, name, O_WRONLY | O_NONBLOCK | O_CLOEXEC)
     if fd < 0:
         return -errno
-    if ftruncate(fd, size) != 0:
+    if share.guarded:
+        error = guard(share, fd, kill)
+    if not error and ftruncate(fd, size) != 0:
         error = -errno
     close(fd)
     return error

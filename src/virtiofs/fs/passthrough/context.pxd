@@ -3,7 +3,15 @@
 from libc.stdint cimport uint32_t, uint64_t
 from virtiofs.fs.passthrough.handles cimport Handles
 from virtiofs.fs.passthrough.host cimport pthread_mutex_t
+from virtiofs.fs.passthrough.idmap cimport IdMap
 from virtiofs.fs.passthrough.inodes cimport Store
+from virtiofs.fs.passthrough.xattrmap cimport NAME_ROOM, XattrMap
+
+# Whose files are: what the guest sees as owner, mode and device, and where that is kept.
+cdef enum Ownership:
+    OWNERS_AS_IS             # the host's
+    OWNERS_MAPPED            # the host's ids, translated
+    OWNERS_STORED            # an attribute of the file (owners.py); the host's say nothing
 
 cdef struct LockOwner:
     uint64_t nodeid
@@ -23,3 +31,14 @@ cdef struct Share:
     LockOwner* owners
     uint32_t owner_count
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
+    XattrMap xattrs
+    char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty
+    bint guarded             # a write may have to take set-id bits or capabilities away (credentials.py)
+    Ownership ownership
+    IdMap user_to_host
+    IdMap group_to_host
+    IdMap user_to_guest
+    IdMap group_to_guest
+    uint32_t user            # our own ids: files of others are nobody's where owners are stored
+    uint32_t group
+    pthread_mutex_t storing  # one change of a stored owner at a time

@@ -11,7 +11,7 @@ from cython.cimports.libc.errno import EBADF, EINVAL, ENOTDIR, errno
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset, strlen
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
-from cython.cimports.virtiofs.fs.passthrough.context import Share
+from cython.cimports.virtiofs.fs.passthrough.context import OWNERS_STORED, Share
 from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, is_submount
 from cython.cimports.virtiofs.fs.passthrough.handles import (
     Handle,
@@ -62,6 +62,7 @@ from cython.cimports.virtiofs.virtqueue.atomics import cas_u32, store_release_u3
 CHUNK = cython.declare(cython.int, 32768)
 SMALLEST_CHUNK = cython.declare(cython.int, 280)
 NAME_OFFSET = cython.declare(cython.int, 19)  # of d_name in struct linux_dirent64
+DT_REG = cython.declare(uint32_t, 8)
 UNKNOWN_POSITION = cython.declare(int64_t, -1)
 
 
@@ -227,19 +228,26 @@ def put(
     dirent: cython.pointer(fuse_dirent)
     status: statx_t
     nodeid: uint64_t = 0
+    type: uint32_t = entry.d_type
     dots: cython.bint = name[0] == ord(".") and (length == 1 or (length == 2 and name[1] == ord(".")))
+    if share.ownership == OWNERS_STORED and type == DT_REG:
+        type = 0  # unknown: a regular file may stand for a node of any type
     memset(where, 0, size)
     if inode != cython.NULL:
         # Node id 0 means "look it up yourself"; "." and ".." are never counted as look-ups.
-        if not dots and not inode_lookup(
-            cython.address(share.inodes),
-            inode,
-            name,
-            length,
-            cython.address(status),
-            cython.address(nodeid),
+        if (
+            not dots
+            and not inode_lookup(
+                cython.address(share.inodes),
+                inode,
+                name,
+                length,
+                cython.address(status),
+                cython.address(nodeid),
+            )
+            and not fill_entry(share, plus, nodeid, cython.address(status))
         ):
-            fill_entry(share, plus, nodeid, cython.address(status))
+            type = status.stx_mode >> 12 & 0xF
             if request.session_flags & FUSE_SUBMOUNTS and is_submount(
                 cython.address(share.inodes), inode, cython.address(status)
             ):
@@ -249,7 +257,7 @@ def put(
     dirent.ino = entry.d_ino
     dirent.off = entry.d_off
     dirent.namelen = length
-    dirent.type = entry.d_type
+    dirent.type = type
     memcpy(where + cython.sizeof(fuse_dirent), name, length)
 
 

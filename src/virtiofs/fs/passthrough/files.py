@@ -13,8 +13,14 @@ from cython.cimports.libc.string import memset
 from cython.cimports.posix.types import off_t
 from cython.cimports.posix.uio import iovec
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
-from cython.cimports.virtiofs.fs.passthrough.context import Share
-from cython.cimports.virtiofs.fs.passthrough.credentials import become, become_self
+from cython.cimports.virtiofs.fs.passthrough.context import OWNERS_STORED, Share
+from cython.cimports.virtiofs.fs.passthrough.credentials import (
+    User,
+    become,
+    become_self,
+    guard,
+    may_not_keep,
+)
 from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.handles import (
     Handle,
@@ -24,6 +30,7 @@ from cython.cimports.virtiofs.fs.passthrough.handles import (
     handle_unpin,
 )
 from cython.cimports.virtiofs.fs.passthrough.host import (
+    AT_EMPTY_PATH,
     ELOOP,
     EOPNOTSUPP,
     ESTALE,
@@ -46,6 +53,7 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     S_IFREG,
     SEEK_DATA,
     SEEK_HOLE,
+    STATX_BASIC_STATS,
     close,
     copy_file_range,
     dup,
@@ -56,8 +64,10 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     openat,
     preadv,
     pwritev2,
+    statx,
     statx_t,
     syncfs,
+    unlinkat,
 )
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
@@ -68,8 +78,11 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_unpin,
 )
 from cython.cimports.virtiofs.fs.passthrough.locks import owner_gone
+from cython.cimports.virtiofs.fs.passthrough.names import dress
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_FSYNC_FDATASYNC,
+    FUSE_OPEN_KILL_SUIDGID,
+    FUSE_WRITE_KILL_SUIDGID,
     fuse_copy_file_range_in,
     fuse_copy_file_range_out,
     fuse_create_in,
@@ -111,8 +124,10 @@ def open_flags(share: cython.pointer(Share), flags: uint32_t) -> cython.int:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def open_inode(share: cython.pointer(Share), inode: cython.pointer(Inode), flags: uint32_t) -> cython.int:
-    """Open a pinned inode for a guest: a descriptor or a negative errno.
+def open_inode(
+    share: cython.pointer(Share), inode: cython.pointer(Inode), flags: uint32_t, open_flags_: uint32_t
+) -> cython.int:
+    """Open a pinned inode for a guest: a descriptor or a negative errno.  `open_flags_`: FUSE_OPEN_*.
 
     Only regular files: opening a device, a FIFO or a socket would act on the host (CVE-2020-35517); a guest
     opens its own.
@@ -129,6 +144,10 @@ def open_inode(share: cython.pointer(Share), inode: cython.pointer(Inode), flags
     if fd < 0:
         return fd
     snprintf(name, 16, b"%d", fd)
+    if share.guarded and flags & O_TRUNC:
+        opened = guard(share, fd, open_flags_ & FUSE_OPEN_KILL_SUIDGID != 0)
+        if opened < 0:
+            return opened
     opened = -1
     if share.read_only:
         # Not even an access time: but only the owner may ask for that.
@@ -164,7 +183,7 @@ def open_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), request.header.nodeid)
     if inode == cython.NULL:
         return -ESTALE
-    fd = open_inode(share, inode, args.flags)
+    fd = open_inode(share, inode, args.flags, args.open_flags)
     inode_unpin(cython.address(share.inodes), inode)
     if fd < 0:
         return fd
@@ -222,15 +241,35 @@ def create_new(
     """Create the file exclusively, as the request's user, and answer with entry and handle."""
     args: cython.pointer(fuse_create_in) = cython.cast(cython.pointer(fuse_create_in), request.args)
     fd: cython.int
-    error: cython.int = become(share, request)
+    user: User
+    error: cython.int = become(share, request, args.umask, cython.address(user))
     if error:
         return error
-    fd = openat(directory, request.names[0], host_flags | O_CREAT | O_EXCL | O_NOFOLLOW, args.mode & 0o7777)
+    fd = openat(
+        directory,
+        request.names[0],
+        host_flags | O_CREAT | O_EXCL | O_NOFOLLOW,
+        host_mode(share, args.mode),
+    )
     error = -errno if fd < 0 else 0
-    become_self(share, request)
+    become_self(share, cython.address(user))
     if error:
         return error
+    if share.ownership == OWNERS_STORED or request.context_name != cython.NULL:
+        error = dress(share, request, directory, fd, S_IFREG, args.mode, 0)
+        if error:
+            unlinkat(directory, request.names[0], 0)
+            close(fd)
+            return error
     return reply_create(share, request, parent, request.names[0], request.name_sizes[0], fd, args.flags)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def host_mode(share: cython.pointer(Share), mode: uint32_t) -> uint32_t:
+    """The mode that a new file gets on the host: nobody else's business where the guest's is stored."""
+    return 0o600 if share.ownership == OWNERS_STORED else mode & 0o7777
 
 
 @cython.cfunc
@@ -255,7 +294,10 @@ def reply_create(
     if error:
         close(fd)
         return error
-    fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    error = fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    if error:
+        close(fd)
+        return error
     error = reply_open(share, cython.address(out.open), fd, nodeid, flags)
     if error:
         inode_forget(cython.address(share.inodes), nodeid, 1)
@@ -290,15 +332,25 @@ def create_existing(
     inode = inode_pin(cython.address(share.inodes), nodeid)
     fd = -ESTALE
     if inode != cython.NULL:
-        fd = open_inode(share, inode, args.flags)
+        fd = open_inode(share, inode, args.flags, args.open_flags)
         inode_unpin(cython.address(share.inodes), inode)
+    # Truncation changed size, times, and perhaps the mode.
+    if (
+        fd >= 0
+        and args.flags & O_TRUNC
+        and statx(fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, cython.address(status)) != 0
+    ):
+        error = -errno
+        close(fd)
+        fd = error
     error = fd if fd < 0 else reply_open(share, cython.address(out.open), fd, nodeid, args.flags)
     if error:
         inode_forget(cython.address(share.inodes), nodeid, 1)
         return error
-    if args.flags & O_TRUNC:
-        status.stx_size = status.stx_blocks = 0
-    fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    error = fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    if error:
+        handle_release(cython.address(share.handles), out.open.fh, False)
+        return error
     request.reply_size = cython.sizeof(fuse_create_out)
     return 0
 
@@ -312,6 +364,7 @@ def tmpfile(context: cython.p_void, request: cython.pointer(Request)) -> cython.
     fd: cython.int
     directory: cython.int
     error: cython.int
+    user: User
     parent: cython.pointer(Inode)
     host_flags: cython.int = open_flags(share, args.flags)
     if host_flags < 0:
@@ -320,12 +373,16 @@ def tmpfile(context: cython.p_void, request: cython.pointer(Request)) -> cython.
     if parent == cython.NULL:
         return -ESTALE
     directory = inode_descriptor(cython.address(share.inodes), parent)
-    error = directory if directory < 0 else become(share, request)
+    error = directory if directory < 0 else become(share, request, args.umask, cython.address(user))
     if not error:
         # Without O_EXCL: the guest may give the file a name later.
-        fd = openat(directory, b".", (host_flags & ~O_TRUNC) | O_TMPFILE, args.mode & 0o7777)
+        fd = openat(directory, b".", (host_flags & ~O_TRUNC) | O_TMPFILE, host_mode(share, args.mode))
         error = -errno if fd < 0 else 0
-        become_self(share, request)
+        become_self(share, cython.address(user))
+        if not error and (share.ownership == OWNERS_STORED or request.context_name != cython.NULL):
+            error = dress(share, request, directory, fd, S_IFREG, args.mode, 0)
+            if error:
+                close(fd)
         if not error:
             error = reply_create(share, request, cython.NULL, cython.NULL, 0, fd, args.flags)
     inode_unpin(cython.address(share.inodes), parent)
@@ -426,6 +483,10 @@ def write_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
         return -EBADF
     # Another guest may have appended since this one last saw the size: the host knows where the end is.
     flags = RWF_APPEND if args.flags & O_APPEND else 0
+    if share.guarded:
+        error = guard(share, handle.fd, args.write_flags & FUSE_WRITE_KILL_SUIDGID != 0)
+        if error:
+            left = 0
     while left:
         count = IOV_MAX if left > IOV_MAX else left
         expected = length_of(pieces, count)
@@ -511,7 +572,9 @@ def fallocate_(context: cython.p_void, request: cython.pointer(Request)) -> cyth
     handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
-    if fallocate(handle.fd, args.mode, args.offset, args.length) != 0:
+    if share.guarded:
+        error = guard(share, handle.fd, may_not_keep(request))
+    if not error and fallocate(handle.fd, args.mode, args.offset, args.length) != 0:
         error = -errno
     handle_unpin(cython.address(share.handles), handle)
     return error
@@ -565,6 +628,12 @@ def copy_range(context: cython.p_void, request: cython.pointer(Request)) -> int6
         return -EBADF
     target = handle_pin(cython.address(share.handles), args.fh_out, False)
     copied = -EBADF
+    if target != cython.NULL and share.guarded:
+        copied = guard(share, target.fd, may_not_keep(request))
+        if copied < 0:
+            handle_unpin(cython.address(share.handles), target)
+            handle_unpin(cython.address(share.handles), source)
+            return copied
     if target != cython.NULL:
         copied = copy_file_range(
             source.fd,

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint32_t
 from virtiofs.fs.passthrough.context cimport Share
 from virtiofs.fuse.request cimport Request
+
+cdef int dress(Share* share, Request* request, int directory, int fd, uint32_t type, uint32_t mode,
+               uint32_t rdev) noexcept nogil
 
 cdef int lookup(void* context, Request* request) noexcept nogil
 cdef int forget(void* context, Request* request) noexcept nogil

@@ -11,13 +11,20 @@ from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.string import memcpy
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
-from cython.cimports.virtiofs.fs.passthrough.context import Share
-from cython.cimports.virtiofs.fs.passthrough.credentials import become, become_self
+from cython.cimports.virtiofs.fs.passthrough.context import OWNERS_STORED, Share
+from cython.cimports.virtiofs.fs.passthrough.credentials import User, become, become_self
 from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, is_submount
 from cython.cimports.virtiofs.fs.passthrough.host import (
     AT_REMOVEDIR,
     AT_SYMLINK_FOLLOW,
     ESTALE,
+    O_CLOEXEC,
+    O_CREAT,
+    O_EXCL,
+    O_NOFOLLOW,
+    O_PATH,
+    O_WRONLY,
+    S_IFBLK,
     S_IFCHR,
     S_IFDIR,
     S_IFIFO,
@@ -25,9 +32,11 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     S_IFMT,
     S_IFREG,
     S_IFSOCK,
+    close,
     linkat,
     mkdirat,
     mknodat,
+    openat,
     readlinkat,
     renameat2,
     statx_t,
@@ -43,6 +52,8 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_renamed,
     inode_unpin,
 )
+from cython.cimports.virtiofs.fs.passthrough.owners import store_new
+from cython.cimports.virtiofs.fs.passthrough.xattrs import set_context
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_ATTR_SUBMOUNT,
     FUSE_SUBMOUNTS,
@@ -82,7 +93,9 @@ def reply_lookup(
     )
     if error:
         return error
-    fill_entry(share, entry, nodeid, cython.address(status))
+    error = fill_entry(share, entry, nodeid, cython.address(status))
+    if error:
+        return error
     if request.session_flags & FUSE_SUBMOUNTS and is_submount(
         cython.address(share.inodes), parent, cython.address(status)
     ):
@@ -172,7 +185,7 @@ def readlink(context: cython.p_void, request: cython.pointer(Request)) -> cython
 @cython.nogil
 @cython.exceptval(check=False)
 def symlink(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    return make(cython.cast(cython.pointer(Share), context), request, S_IFLNK, 0o777)
+    return make(cython.cast(cython.pointer(Share), context), request, S_IFLNK, 0o777, 0, 0)
 
 
 @cython.cfunc
@@ -181,17 +194,19 @@ def symlink(context: cython.p_void, request: cython.pointer(Request)) -> cython.
 def mknod(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """Regular files, FIFOs, sockets, and the 0/0 character device that overlayfs uses as a whiteout.
 
-    A device node in the share would be one for every program of the host that meets it: EPERM.
+    A device node in the share would be one for every program of the host that meets it: EPERM.  Where owners are
+    stored, it is one for the guest only.
     """
+    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_mknod_in) = cython.cast(cython.pointer(fuse_mknod_in), request.args)
     type: uint32_t = args.mode & S_IFMT
     if type == 0:
         type = S_IFREG
-    if type == S_IFCHR and args.rdev != 0:
+    if share.ownership != OWNERS_STORED and (type == S_IFBLK or (type == S_IFCHR and args.rdev != 0)):
         return -EPERM
-    if type != S_IFREG and type != S_IFIFO and type != S_IFSOCK and type != S_IFCHR:
+    if type != S_IFREG and type != S_IFIFO and type != S_IFSOCK and type != S_IFCHR and type != S_IFBLK:
         return -EPERM
-    return make(cython.cast(cython.pointer(Share), context), request, type, args.mode & 0o7777)
+    return make(share, request, type, args.mode & 0o7777, args.rdev, args.umask)
 
 
 @cython.cfunc
@@ -199,36 +214,101 @@ def mknod(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
 @cython.exceptval(check=False)
 def mkdir(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     args: cython.pointer(fuse_mkdir_in) = cython.cast(cython.pointer(fuse_mkdir_in), request.args)
-    return make(cython.cast(cython.pointer(Share), context), request, S_IFDIR, args.mode & 0o7777)
+    return make(
+        cython.cast(cython.pointer(Share), context), request, S_IFDIR, args.mode & 0o7777, 0, args.umask
+    )
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def make(
-    share: cython.pointer(Share), request: cython.pointer(Request), type: uint32_t, mode: uint32_t
+    share: cython.pointer(Share),
+    request: cython.pointer(Request),
+    type: uint32_t,
+    mode: uint32_t,
+    rdev: uint32_t,
+    umask: uint32_t,
 ) -> cython.int:
     """Create a file of `type` as the request's user, and answer with its entry."""
     directory: cython.int
     error: cython.int
+    user: User
     parent: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), request.header.nodeid)
     if parent == cython.NULL:
         return -ESTALE
     directory = inode_descriptor(cython.address(share.inodes), parent)
-    error = directory if directory < 0 else become(share, request)
+    error = directory if directory < 0 else become(share, request, umask, cython.address(user))
     if not error:
         if type == S_IFLNK:
             error = symlinkat(request.names[1], directory, request.names[0])
         elif type == S_IFDIR:
-            error = mkdirat(directory, request.names[0], mode)
+            error = mkdirat(directory, request.names[0], 0o700 if share.ownership == OWNERS_STORED else mode)
+        elif share.ownership == OWNERS_STORED:
+            error = make_placeholder(directory, request.names[0])
         else:
             error = mknodat(directory, request.names[0], type | mode, 0)
         if error:
             error = -errno
-        become_self(share, request)
+        become_self(share, cython.address(user))
+        if not error and (share.ownership == OWNERS_STORED or request.context_name != cython.NULL):
+            error = dress_new(share, request, directory, type, mode, rdev)
         if not error:
             error = reply_lookup(share, request, parent)
     inode_unpin(cython.address(share.inodes), parent)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def make_placeholder(directory: cython.int, name: cython.pointer(cython.const[cython.char])) -> cython.int:
+    """The regular file that stands for a node whose type is stored.  0, or -1 and errno."""
+    fd: cython.int = openat(
+        directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, cython.cast(cython.int, 0o600)
+    )
+    return close(fd) if fd >= 0 else -1
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def dress_new(
+    share: cython.pointer(Share),
+    request: cython.pointer(Request),
+    directory: cython.int,
+    type: uint32_t,
+    mode: uint32_t,
+    rdev: uint32_t,
+) -> cython.int:
+    """Give what was just made under the request's first name its attributes; if that fails it is removed again."""
+    fd: cython.int = openat(directory, request.names[0], O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    error: cython.int = -errno if fd < 0 else dress(share, request, directory, fd, type, mode, rdev)
+    if fd >= 0:
+        close(fd)
+    if error:
+        unlinkat(directory, request.names[0], AT_REMOVEDIR if type == S_IFDIR else 0)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def dress(
+    share: cython.pointer(Share),
+    request: cython.pointer(Request),
+    directory: cython.int,
+    fd: cython.int,
+    type: uint32_t,
+    mode: uint32_t,
+    rdev: uint32_t,
+) -> cython.int:
+    """Give the new file `fd` its stored owner and its security context, where there are such."""
+    error: cython.int = 0
+    if share.ownership == OWNERS_STORED and type != S_IFLNK:
+        error = store_new(share, request, directory, fd, type, mode, rdev)
+    if not error and request.context_name != cython.NULL:
+        error = set_context(share, request, fd)
     return error
 
 

@@ -11,7 +11,7 @@ import os
 import cython
 from cython.cimports.libc.errno import errno
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import strerror
+from cython.cimports.libc.string import memset, strcmp, strerror
 from cython.cimports.posix.mman import (
     MAP_FAILED,
     MAP_NORESERVE,
@@ -23,7 +23,13 @@ from cython.cimports.posix.mman import (
 )
 from cython.cimports.virtiofs.fs.filesystem import Filesystem
 from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
-from cython.cimports.virtiofs.fs.passthrough.credentials import permitted_capabilities
+from cython.cimports.virtiofs.fs.passthrough.context import (
+    NAME_ROOM,
+    OWNERS_AS_IS,
+    OWNERS_MAPPED,
+    OWNERS_STORED,
+)
+from cython.cimports.virtiofs.fs.passthrough.credentials import read_permitted
 from cython.cimports.virtiofs.fs.passthrough.directories import (
     fsyncdir,
     opendir,
@@ -47,7 +53,15 @@ from cython.cimports.virtiofs.fs.passthrough.files import (
     write_,
 )
 from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_release_all, handles_init
-from cython.cimports.virtiofs.fs.passthrough.host import CLONE_FS, EOPNOTSUPP, close, fchdir, unshare
+from cython.cimports.virtiofs.fs.passthrough.host import (
+    CLONE_FS,
+    EOPNOTSUPP,
+    close,
+    fchdir,
+    pthread_mutex_init,
+    unshare,
+)
+from cython.cimports.virtiofs.fs.passthrough.idmap import id_map_free, id_map_init
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     WAY_HANDLE,
     Inode,
@@ -71,8 +85,11 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
     symlink,
     unlink,
 )
+from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
 from cython.cimports.virtiofs.fuse import layout
+
+from virtiofs.fs.passthrough.xattrrules import USER_ONLY
 
 MAGIC = cython.declare(uint64_t, 0x3173666F69747269)  # "irtiofs1"
 VERSION = cython.declare(uint64_t, 1)
@@ -80,7 +97,8 @@ HEADER = cython.declare(uint64_t, 4096)
 MAX_INODES = cython.declare(uint64_t, 1 << 24)
 # Descriptors kept for what is neither an inode nor a handle: rings, guest memory, sockets.
 RESERVED_DESCRIPTORS = 1200
-CAP_DAC_READ_SEARCH, CAP_SETGID, CAP_SETUID = 2, 6, 7
+CAP_DAC_READ_SEARCH, CAP_FSETID, CAP_SETGID, CAP_SETUID = 2, 4, 6, 7
+OWNERSHIP = {"as-is": OWNERS_AS_IS, "mapped": OWNERS_MAPPED, "xattr": OWNERS_STORED}
 
 INIT_FLAGS = (
     layout.FUSE_ASYNC_READ
@@ -110,7 +128,14 @@ class Passthrough(Filesystem):
     after `wait_limit` seconds.  `announce_submounts`: mounts of the host below the directory are mounts in the
     guest, too, with device numbers of their own.  `proc`: a descriptor of this process's /proc/self/fd, which is
     the share's from now on, for a process that can no longer reach it by name (-1).
-    Raises `OSError` if the directory can not be opened, or mandatory handles do not work.
+    `xattr_rules`: which extended attributes the guest has, and what they are called on the host
+    (`xattrrules.Rule`; None: user.* as they are).  `posix_acl`: access lists are the host's.  `kill_priv`: the
+    guest leaves it to us to take set-id bits and capabilities away when a file is written.  `security_label`:
+    new files get the security context that the guest sends.
+    `ownership`: "as-is", "mapped" with `users` and `groups` (`idrules.Translation`; ids without a rule are
+    refused, or stay as they are with `keep_unmapped`), or "xattr" (see owners.py).
+    Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
+    stored.
     """
 
     def __cinit__(
@@ -124,6 +149,14 @@ class Passthrough(Filesystem):
         wait_limit: float = 600.0,
         announce_submounts: bool = True,
         proc: int = -1,
+        xattr_rules: object = None,
+        posix_acl: bool = False,
+        kill_priv: bool = True,
+        security_label: bool = False,
+        ownership: str = "as-is",
+        users: object = ((), ()),
+        groups: object = ((), ()),
+        keep_unmapped: bool = False,
     ):
         import resource
 
@@ -132,22 +165,24 @@ class Passthrough(Filesystem):
         share.root = share.proc = -1
         self.records = cython.NULL
         self.directory = directory
+        xattr_map_init(cython.address(share.xattrs), USER_ONLY if xattr_rules is None else xattr_rules)
+        self.init_owners(OWNERSHIP[ownership], users, groups, keep_unmapped)
         root: cython.int = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             share.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
             if proc < 0:
                 proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             share.proc = proc
-            permitted: uint64_t = permitted_capabilities()
+            self.look_at_ourselves()
+            permitted: uint64_t = cython.cast(uint64_t, share.permitted[1]) << 32 | share.permitted[0]
             limit: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             spare: int = max(limit - RESERVED_DESCRIPTORS, 64)
             pool: int = max(min(max_open or 8192, spare // 4), 16)
             self.map_records(MAX_INODES, spare - pool)
             share.read_only = self.read_only = read_only
             share.valid = int(valid * 1_000_000_000)
-            share.switch_ids = permitted >> CAP_SETUID & permitted >> CAP_SETGID & 1
-            share.permitted[0] = permitted & 0xFFFFFFFF
-            share.permitted[1] = permitted >> 32
+            if share.ownership == OWNERS_STORED:
+                self.check_storing(directory)
             header: cython.pointer(uint32_t) = cython.cast(cython.pointer(uint32_t), self.records) + 8
             inodes: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), self.records) + HEADER
             handles: cython.pointer(uint8_t) = inodes + cython.sizeof(Inode) * (MAX_INODES + 1)
@@ -186,10 +221,72 @@ class Passthrough(Filesystem):
         self.init_flags = INIT_FLAGS
         if announce_submounts:
             self.init_flags |= layout.FUSE_SUBMOUNTS
+        if posix_acl:
+            # The guest leaves the umask to us, as a directory's default ACL takes its place.
+            self.init_flags |= layout.FUSE_POSIX_ACL | layout.FUSE_DONT_MASK | layout.FUSE_SETXATTR_EXT
+        if kill_priv:
+            self.init_flags |= layout.FUSE_HANDLE_KILLPRIV_V2
+        if security_label:
+            self.init_flags |= layout.FUSE_SECURITY_CTX
         self.fill_table(shared_locks)
 
     def __dealloc__(self):
+        share: cython.pointer(Share) = cython.address(self.share)
         self.free()
+        xattr_map_free(cython.address(share.xattrs))
+        id_map_free(cython.address(share.user_to_host))
+        id_map_free(cython.address(share.group_to_host))
+        id_map_free(cython.address(share.user_to_guest))
+        id_map_free(cython.address(share.group_to_guest))
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def init_owners(
+        self, ownership: uint32_t, users: object, groups: object, keep: cython.bint
+    ) -> cython.int:
+        """Note whose files are whose, and what capabilities of files are called."""
+        share: cython.pointer(Share) = cython.address(self.share)
+        name: bytes = b"security.capability"
+        share.ownership = cython.cast(Ownership, ownership)
+        id_map_init(cython.address(share.user_to_host), users[0], keep)
+        id_map_init(cython.address(share.user_to_guest), users[1], keep)
+        id_map_init(cython.address(share.group_to_host), groups[0], keep)
+        id_map_init(cython.address(share.group_to_guest), groups[1], keep)
+        pthread_mutex_init(cython.address(share.storing), cython.NULL)
+        if (
+            to_host_name(cython.address(share.xattrs), name, len(name), share.capability) < 0
+            or strcmp(share.capability, name) == 0
+        ):
+            memset(share.capability, 0, NAME_ROOM)
+        return 0
+
+    @cython.cfunc
+    def look_at_ourselves(self) -> cython.void:
+        """Note who the calling thread is and what it may: a sandbox may have changed that."""
+        share: cython.pointer(Share) = cython.address(self.share)
+        read_permitted(share)
+        low: uint32_t = share.permitted[0]
+        share.user = os.geteuid()
+        share.group = os.getegid()
+        share.switch_ids = share.ownership != OWNERS_STORED and low >> CAP_SETUID & low >> CAP_SETGID & 1
+        share.guarded = (
+            share.capability[0] != 0 or share.ownership == OWNERS_STORED or low >> CAP_FSETID & 1 != 0
+        )
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def check_storing(self, directory: str) -> cython.int:
+        """Raises `OSError` where the shared directory can not carry the attribute that owners are kept in."""
+        try:
+            os.getxattr(self.share.root, "user.containers.override_stat")
+        except OSError as error:
+            if error.errno == EOPNOTSUPP:
+                raise OSError(
+                    EOPNOTSUPP,
+                    "owners can not be stored: this file system has no user.* attributes",
+                    directory,
+                ) from None
+        return 0
 
     @cython.cfunc
     def free(self) -> cython.void:
@@ -288,6 +385,7 @@ class Passthrough(Filesystem):
         """
         if unshare(CLONE_FS) != 0 or fchdir(self.share.proc) != 0:
             raise OSError(errno, "cannot give a thread its own working directory")
+        self.look_at_ourselves()
 
     def close(self) -> None:
         """Close every descriptor of the share."""

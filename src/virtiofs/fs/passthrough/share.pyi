@@ -1,4 +1,8 @@
+from collections.abc import Sequence
+
 from virtiofs.fs.filesystem import Filesystem
+from virtiofs.fs.passthrough.idrules import Range
+from virtiofs.fs.passthrough.xattrrules import Rule
 
 class Passthrough(Filesystem):
     def __init__(
@@ -12,6 +16,14 @@ class Passthrough(Filesystem):
         wait_limit: float = 600.0,
         announce_submounts: bool = True,
         proc: int = -1,
+        xattr_rules: Sequence[Rule] | None = None,
+        posix_acl: bool = False,
+        kill_priv: bool = True,
+        security_label: bool = False,
+        ownership: str = "as-is",
+        users: tuple[Sequence[Range], Sequence[Range]] = ((), ()),
+        groups: tuple[Sequence[Range], Sequence[Range]] = ((), ()),
+        keep_unmapped: bool = False,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
