@@ -58,7 +58,7 @@ types: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 quick: build
-	$(RUN) -m pytest -q -m "not guest"
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not guest"
 
 clean:
 	rm -rf build $(VENV) src/virtiofs.egg-info src/virtiofs/fuse/layout.pxd src/virtiofs/sandbox/filters
