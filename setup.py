@@ -30,6 +30,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.files",
     "virtiofs.fs.passthrough.directories",
     "virtiofs.fs.passthrough.xattrs",
+    "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.share",
     "virtiofs.sandbox.process",
 ]

@@ -82,6 +82,7 @@ class Session:
         request.out_size = writable_size
         request.reply_size = 0
         request.in_place = False
+        request.error = 0
         request.session_flags = self.flags
         if (
             readable_size < cython.sizeof(fuse_in_header)
@@ -94,7 +95,7 @@ class Session:
             if operation == cython.NULL:
                 error = -ENOSYS
             elif operation.flags & NO_REPLY:
-                self.handle(request, operation)
+                request.error = self.handle(request, operation)
                 return 0
             elif writable_size < cython.sizeof(fuse_out_header):
                 return 0  # nobody could learn the result, so nothing is done
@@ -107,6 +108,7 @@ class Session:
         head_count: uint32_t = reserve(request, head)
         if not error:
             error = self.handle(request, operation)
+        request.error = error
         if error:
             request.reply_size = 0
         elif request.reply_size and not request.in_place:
