@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtiofs.daemon import channel
@@ -49,6 +49,7 @@ class Worker:
         self._memory = GuestMemory()
         self._session = Session(filesystem)
         self._queues: dict[int, Queue] = {}
+        self._stopped: dict[str, list[int]] = {}  # counters of queues that are no more
 
     def run(self) -> None:
         """Obey until the supervisor closes its end."""
@@ -57,6 +58,7 @@ class Worker:
             if received is None:
                 break
             message, fds = received
+            number = message.pop("number", None)
             try:
                 method: Callable[..., Any] = COMMANDS[message.pop("do")]
                 answer = {"result": method(self, fds, **message)}
@@ -65,7 +67,7 @@ class Worker:
             finally:
                 for fd in fds:
                     os.close(fd)
-            channel.send(self._socket, answer)
+            channel.send(self._socket, {**answer, "number": number})
         for index in list(self._queues):
             self.stop_queue([], index)
         self._session.end()
@@ -120,6 +122,7 @@ class Worker:
         queue = self._queues.pop(index)
         self._pause(queue)
         queue.close()
+        add_counters(self._stopped, queue.loop.counters())
         return int(queue.loop.queue.base)
 
     def set_call(self, fds: list[int], index: int) -> None:
@@ -152,6 +155,16 @@ class Worker:
                 for queue in self._queues.values()
             },
         }
+
+    def counters(self, fds: list[int]) -> dict[str, list[int]]:
+        """What all queues served so far, by operation (see `QueueLoop.counters`)."""
+        total: dict[str, list[int]] = {}
+        for counted in (self._stopped, *(queue.loop.counters() for queue in self._queues.values())):
+            add_counters(total, counted)
+        return total
+
+    def set_log_level(self, fds: list[int], level: str) -> None:
+        self._log.set_level(level)
 
     def _resume(self, queue: Queue) -> None:
         queue.loop.rearm()
@@ -190,15 +203,34 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         Worker.set_enabled,
         Worker.reset,
         Worker.status,
+        Worker.counters,
+        Worker.set_log_level,
     )
 }
 
 
-def start(make: Callable[[], Filesystem], log: Log, close: list[int]) -> tuple[int, socket.socket]:
+def add_counters(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+    """Add counters by operation to others of the same shape."""
+    for name, row in more.items():
+        known = total.get(name)
+        total[name] = [a + b for a, b in zip(known, row, strict=True)] if known else row
+
+
+def close_all_but(keep: Sequence[int]) -> None:
+    """Close every descriptor of this process but these."""
+    low = 0
+    for fd in sorted(set(keep)):
+        if low < fd:
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def start(make: Callable[[], Filesystem], log: Log) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes: its process id and the supervisor's end of its channel.
 
-    `close` are descriptors of the supervisor that the worker has no business with.  Raises `WorkerError` if
-    the file system can not be made.
+    Of the supervisor's descriptors the worker keeps the standard ones and the log's: others belong to other guests.
+    Raises `WorkerError` if the file system can not be made.
     """
     ours, its = channel.pair()
     supervisor = os.getpid()
@@ -215,21 +247,21 @@ def start(make: Callable[[], Filesystem], log: Log, close: list[int]) -> tuple[i
     status = 1
     try:
         ours.close()
-        for fd in close:
-            os.close(fd)
+        close_all_but((0, 1, 2, its.fileno(), *log.target.fds))
         # The supervisor decides when to end; a Ctrl-C at the terminal reaches both.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         die_with_parent(supervisor)
         shed_privilege()
-        channel.receive(its)
+        received = channel.receive(its)
+        number = received[0]["number"] if received else 0
         try:
             filesystem = make()
         except (OSError, ValueError) as error:
-            channel.send(its, {"error": str(error)})
+            channel.send(its, {"error": str(error), "number": number})
         else:
-            channel.send(its, {"result": None})
+            channel.send(its, {"result": None, "number": number})
             Worker(its, filesystem, log).run()
             status = 0
     except BaseException as error:  # nothing may return into the supervisor's code

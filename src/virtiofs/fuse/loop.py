@@ -16,6 +16,7 @@ import cython
 from cython.cimports.libc.errno import EINTR, errno
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memset
+from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
 from cython.cimports.posix.unistd import close, dup2, write
 from cython.cimports.virtiofs.fuse.events import (
     EPOLL_CLOEXEC,
@@ -27,7 +28,6 @@ from cython.cimports.virtiofs.fuse.events import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
 from cython.cimports.virtiofs.fuse.request import OPCODES, allocate, release
 from cython.cimports.virtiofs.fuse.session import Session
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32

@@ -36,7 +36,8 @@ HIDE = cython.declare(uint8_t, 4)  # nothing: EOPNOTSUPP
 RULES = {
     "lookup": NAME,
     **dict.fromkeys(
-        ("forget", "getattr", "open", "read", "statfs", "release", "fsync", "flush", "opendir", "readdir"), PASS
+        ("forget", "getattr", "open", "read", "statfs", "release", "fsync", "flush", "opendir", "readdir"),
+        PASS,
     ),
     **dict.fromkeys(("releasedir", "fsyncdir", "access", "batch_forget", "lseek"), PASS),
     # By handle, and the root has none for data.
@@ -80,9 +81,11 @@ def guard(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     rule: uint8_t = rules[opcode]
     error: cython.int
     entry: cython.pointer(fuse_entry_out)
-    if opcode == FUSE_RENAME or opcode == FUSE_RENAME2:
-        if cython.cast(cython.pointer(fuse_rename_in), request.args).newdir == FUSE_ROOT_ID:
-            return -EPERM
+    if (
+        opcode in (FUSE_RENAME, FUSE_RENAME2)
+        and cython.cast(cython.pointer(fuse_rename_in), request.args).newdir == FUSE_ROOT_ID
+    ):
+        return -EPERM
     if request.header.nodeid == FUSE_ROOT_ID:
         if rule == REFUSE:
             return -EPERM
