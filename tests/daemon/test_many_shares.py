@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 import devices
+from virtiofs.cli.ctl import ask
+from virtiofs.cli.serve import parse_share
 from virtiofs.client.device import Device, DeviceGone
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
-from virtiofs.cli.ctl import ask
-from virtiofs.cli.serve import parse_share
 from virtiofs.vhostuser.frontend import FrontEndError
 
 

@@ -62,8 +62,8 @@ def main(options: argparse.Namespace) -> int:
 def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
     """Send one request and return the answer.  Raises `OSError`, or `ValueError` for no answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(path)  # without a time limit: with one, a full backlog is an error at once
         sock.settimeout(TIMEOUT_SECONDS)
-        sock.connect(path)
         sock.sendall(json.dumps(request).encode() + b"\n")
         with sock.makefile("rb") as lines:
             line = lines.readline()

@@ -51,24 +51,26 @@ def serve(settings: Settings) -> int:
     except (ValueError, OSError, TransportError) as error:
         print(f"virtiofsd: {describe(error)}", file=sys.stderr)
         return 1
-    told = go_to_background() if settings.daemonize else None
+    log.warning(NO_WALLS)
+    terminal = Terminal() if settings.daemonize else None
     if lock is not None:
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
-    log.warning(NO_WALLS)
 
     def ready() -> None:
         announce(None)
         log.info(WAITING)
         if settings.syslog and settings.log_level not in ("off", "error", "warning"):
             print(f"virtiofsd: {WAITING}", file=sys.stderr, flush=True)
-        if told is not None:
-            leave_terminal(told)
+        if terminal is not None:
+            terminal.leave()
 
     port = Port(share, 1, log, listener, connected, path, once=True)
     try:
         return Supervisor([port], log).run(ready)
     except WorkerError as error:
+        if terminal is not None:
+            terminal.back()
         print(f"virtiofsd: {error}", file=sys.stderr)
         return 1
 
@@ -120,23 +122,33 @@ def lock_pid_file(path: str) -> int:
     return fd
 
 
-def go_to_background() -> int:
-    """Go on in a child; the parent waits to be told that it is ready.  Returns where to tell it."""
-    waiting, told = os.pipe()
-    if os.fork():
-        os.close(told)
-        os._exit(0 if os.read(waiting, 1) else 1)
-    os.close(waiting)
-    os.setsid()
-    return told
+class Terminal:
+    """What a daemon in the background leaves behind: its launcher, who waits until `leave`, and its descriptors.
 
+    Made, the program goes on in a child whose workers know nothing of the terminal any more.
+    """
 
-def leave_terminal(told: int) -> None:
-    """Let the parent end, and the launcher's directory and descriptors go."""
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
-    os.write(told, b"\n")
-    os.close(told)
+    def __init__(self) -> None:
+        waiting, self._told = os.pipe()
+        if os.fork():
+            os.close(self._told)
+            os._exit(0 if os.read(waiting, 1) else 1)
+        os.close(waiting)
+        os.setsid()
+        self._stderr = os.dup(2)
+        os.set_inheritable(self._stderr, False)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+
+    def back(self) -> None:
+        """Let what is said on standard error be seen again."""
+        os.dup2(self._stderr, 2)
+
+    def leave(self) -> None:
+        """Let the launcher's command end."""
+        os.chdir("/")
+        os.close(self._stderr)
+        os.write(self._told, b"\n")
+        os.close(self._told)
