@@ -143,7 +143,7 @@ def check_forms(options: argparse.Namespace) -> None:
         if options.share:
             error("--share needs --socket-dir, the directory for the sockets")
         if options.socket is None and options.fd is None:
-            error("one of the arguments --socket --fd --socket-dir is required")
+            error("one of the arguments --socket --fd is required")
         if options.directory is None:
             error("the following arguments are required: DIR")
         return
@@ -222,7 +222,7 @@ def single_port(options: argparse.Namespace, settings: dict[str, Any], log: Log)
     from virtiofs.vhostuser.transport import adopt, listen
 
     share = make_share(
-        options.tag or DEFAULT_TAG,
+        DEFAULT_TAG if options.tag is None else options.tag,
         check_directory(options.directory),
         options.readonly,
         settings,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import itertools
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +74,8 @@ def ask(
             received = receive(sock)
             if received is None:
                 raise ConnectionResetError
-            answer = received[0]
+            answer, unasked = received
+            close_all(unasked)
     except ConnectionError:
         raise WorkerGone("the worker has ended") from None
     except TimeoutError:
@@ -86,11 +88,19 @@ def ask(
     return answer.get("result")
 
 
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors nobody asked for: a worker that was taken over might fill our table with them."""
+    for fd in fds:
+        os.close(fd)
+
+
 def has_ended(sock: socket.socket) -> bool:
     """Whether the other end is gone, when `sock` is readable while nothing was asked; late answers are dropped."""
     sock.setblocking(False)
     try:
-        return receive(sock) is None
+        received = receive(sock)
+        close_all(received[1] if received else ())
+        return received is None
     except BlockingIOError:
         return False
     finally:
