@@ -37,6 +37,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.xattrs",
     "virtiofs.fs.passthrough.locks",
     "virtiofs.fs.passthrough.ioctls",
+    "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.share",
     "virtiofs.sandbox.capabilities",
     "virtiofs.sandbox.landlock",

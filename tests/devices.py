@@ -48,13 +48,7 @@ class RunningDevice:
     @property
     def family(self) -> list[int]:
         """The daemon's process, its child, that one's child, to the last, which serves."""
-        found = [self.process.pid]
-        while True:
-            children = Path(f"/proc/{found[-1]}/task/{found[-1]}/children").read_text().split()
-            if not children:
-                return found
-            assert len(children) == 1
-            found.append(int(children[0]))
+        return family_of(self.process.pid)
 
     @property
     def worker(self) -> int:
@@ -80,6 +74,17 @@ class RunningDevice:
             status = self.process.wait()
         self._reader.join()
         return status
+
+
+def family_of(pid: int) -> list[int]:
+    """A process, its only child, that one's, to the last."""
+    found = [pid]
+    while True:
+        children = Path(f"/proc/{found[-1]}/task/{found[-1]}/children").read_text().split()
+        if not children:
+            return found
+        assert len(children) == 1
+        found.append(int(children[0]))
 
 
 def available(kind: str) -> str:

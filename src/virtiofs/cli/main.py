@@ -13,7 +13,8 @@ import sys
 import virtiofs
 
 COMMANDS = {
-    "serve": "share a directory with a VM over vhost-user",
+    "serve": "share directories with VMs over vhost-user",
+    "ctl": "ask a running daemon, or change what it shares",
     "run": "run a command in a throw-away guest that has directories shared",
     "bench": "measure virtio-fs daemons side by side",
 }

@@ -1,46 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Share a directory with a VM over vhost-user.
+"""Share directories with VMs over vhost-user.
 
 The VMM connects to the socket and the guest mounts the tag:
 
-    virtiofs serve /srv/data --socket /run/data.sock --tag data qemu-system-x86_64 -m 1G -object
-    memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \\
+    virtiofs serve /srv/data --socket /run/data.sock --tag data
+    qemu-system-x86_64 -m 1G \\
+        -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \\
         -chardev socket,id=c0,path=/run/data.sock -device vhost-user-fs-pci,chardev=c0,tag=data ...
     guest# mount -t virtiofs data /mnt
 
-The daemon serves one VM at a time and waits for the next when it goes.  SIGTERM ends it.
+Many shares in one daemon, each on a socket of its own (/run/vm/data.sock, /run/vm/conf.sock); a single file
+is shared as a directory that holds it:
+
+    virtiofs serve --share data=/srv/data --share conf=/etc/app.conf:ro --socket-dir /run/vm \\
+        --control /run/vm/control
+    virtiofs ctl /run/vm/control status
+
+The daemon serves one VM for each share at a time and waits for the next when it goes.  SIGTERM ends it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from virtiofs.cli import ownership
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.daemon.log import Log
+    from virtiofs.daemon.port import Port, Share
+    from virtiofs.daemon.supervisor import Supervisor
+    from virtiofs.fs.passthrough.share import Passthrough
+    from virtiofs.sandbox.walls import Place, Walls
 
 MAX_QUEUES = 64
 MIN_DESCRIPTORS = 1400
 MAX_LOCK_WAIT = 30 * 86400
+DEFAULT_TAG = "virtiofs"
+# With many shares the others wait while one front end sends a message, so it has less time for it.
+PATIENCE_SECONDS = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `virtiofs serve`."""
-    parser.add_argument("directory", metavar="DIR", help="the directory to share")
-    where = parser.add_mutually_exclusive_group(required=True)
+    parser.set_defaults(parser=parser)
+    parser.add_argument("directory", metavar="DIR", nargs="?", help="the directory to share")
+    where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="PATH", help="make a socket here and listen on it")
     where.add_argument(
         "--fd", metavar="N", type=int, help="use this descriptor: a listening socket, or a connected one"
     )
+    where.add_argument(
+        "--socket-dir", metavar="DIRECTORY", help="make the socket of each --share here, as TAG.sock"
+    )
+    parser.add_argument(
+        "--share",
+        metavar="TAG=DIR[:ro]",
+        action="append",
+        default=[],
+        help="share a directory or a file under a tag; may be repeated",
+    )
+    parser.add_argument(
+        "--control", metavar="PATH", help="make a socket here for `virtiofs ctl`, for this user and root"
+    )
     parser.add_argument(
         "--tag",
-        default="virtiofs",
-        help="the name the guest mounts, for VMMs that ask the device for it (%(default)s); QEMU's vhost-user-fs-pci"
-        " has its own tag option",
+        help=f"the name the guest mounts, for VMMs that ask the device for it ({DEFAULT_TAG}); QEMU's"
+        " vhost-user-fs-pci has its own tag option",
     )
     parser.add_argument("--readonly", action="store_true", help="refuse every change")
     parser.add_argument(
         "--queues", metavar="N", type=int, default=1, help="request queues, 1 to 64 (%(default)s)"
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="MODE",
+        choices=["never", "metadata", "auto", "always"],
+        default="auto",
+        help="what the guest may keep: never anything; metadata, for a day; auto, all for a second; always, all for a"
+        " day (%(default)s)",
+    )
+    parser.add_argument(
+        "--writeback",
+        action="store_true",
+        help="let the guest keep what it writes for a while; nobody else may change the files then",
+    )
+    parser.add_argument(
+        "--allow-direct-io", action="store_true", help="O_DIRECT in the guest is O_DIRECT on the host"
+    )
+    parser.add_argument(
+        "--allow-mmap",
+        action="store_true",
+        help="shared mappings also where the guest keeps no data (--cache never and metadata)",
+    )
+    parser.add_argument(
+        "--no-readdirplus",
+        action="store_true",
+        help="send names without attributes when directories are read",
     )
     parser.add_argument(
         "--inode-file-handles",
@@ -121,70 +182,196 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ownership.add_arguments(parser)
 
 
+def check_forms(options: argparse.Namespace) -> None:
+    """Either one DIR on --socket or --fd, or any number of --share in --socket-dir; ends the program otherwise."""
+    error = options.parser.error
+    if options.socket_dir is None:
+        if options.share:
+            error("--share needs --socket-dir, the directory for the sockets")
+        if options.socket is None and options.fd is None:
+            error("one of the arguments --socket --fd is required")
+        if options.directory is None:
+            error("the following arguments are required: DIR")
+        return
+    if options.directory is not None:
+        error(f"with --socket-dir every share has a tag: --share TAG={options.directory}")
+    if options.tag is not None:
+        error("with --socket-dir the tag of each share stands in --share TAG=DIR")
+    if not options.share and not options.control:
+        error("nothing to share: give --share TAG=DIR, or --control to add shares later")
+
+
 def main(options: argparse.Namespace) -> int:
     """Serve until told to end."""
     from virtiofs.daemon.channel import WorkerError
-    from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.log import Log
     from virtiofs.daemon.supervisor import Supervisor, announce
-    from virtiofs.fs.passthrough.share import Passthrough
-    from virtiofs.sandbox.walls import Place, Walls
-    from virtiofs.vhostuser.transport import TransportError, adopt, listen
+    from virtiofs.vhostuser.transport import TransportError
 
+    check_forms(options)
     log = Log(options.log_level)
-    listener = connected = None
+    ports: list[Port] = []
     try:
-        tag = check_tag(options.tag)
-        if not 1 <= options.queues <= MAX_QUEUES:
-            raise ValueError(f"--queues takes 1 to {MAX_QUEUES}, not {options.queues}")
-        if options.max_open and options.max_open < 16:
-            raise ValueError(f"--max-open takes 16 or more, not {options.max_open}")
-        if options.rlimit_nofile and options.rlimit_nofile < MIN_DESCRIPTORS:
-            raise ValueError(f"--rlimit-nofile takes {MIN_DESCRIPTORS} or more, not {options.rlimit_nofile}")
-        if not 0 <= options.lock_wait <= MAX_LOCK_WAIT:
-            raise ValueError(f"--lock-wait takes 0 to {MAX_LOCK_WAIT} seconds, not {options.lock_wait:g}")
-        if options.ready_fd is not None:
-            check_descriptor(options.ready_fd)
-        more = ownership.share_options(options)
-        directory = check_directory(options.directory)
-        walls = Walls(
-            directory,
-            options.sandbox,
-            options.seccomp,
-            options.modcaps,
-            read_only=options.readonly,
-            file_handles=options.inode_file_handles != "never",
-            descriptors=options.rlimit_nofile,
-            warn=log.warning,
-        )
-        if options.socket is not None:
-            listener = listen(options.socket)
+        check_numbers(options)
+        settings = passthrough_settings(options)
+        walls = make_walls(options, log)
+        add_port = None
+        if options.socket_dir is None:
+            ports.append(single_port(options, settings, walls, log))
         else:
-            sock, listening = adopt(options.fd)
-            listener, connected = (sock, None) if listening else (None, sock)
+            add_port = port_maker(options, settings, walls, log, ports)
+            for text in options.share:
+                ports.append(add_port(text))
+        supervisor = Supervisor(ports, log, walls.leave, add_port)
+        if options.control is not None:
+            open_control(supervisor, options.control, log)
     except (ValueError, OSError, TransportError) as error:
+        for port in ports:
+            port.begin_end()
         print(f"virtiofs serve: {describe(error)}", file=sys.stderr)
         return 1
-
-    def make(place: Place) -> Passthrough:
-        return Passthrough(
-            place.directory,
-            options.readonly,
-            max_open=options.max_open,
-            file_handles=options.inode_file_handles,
-            shared_locks=options.locks == "shared",
-            wait_limit=options.lock_wait,
-            announce_submounts=not options.no_announce_submounts,
-            proc=place.proc,
-            **more,
-        )
-
-    supervisor = Supervisor(make, walls, tag, options.queues, log, listener, connected, options.socket)
     try:
         return supervisor.run(lambda: announce(options.ready_fd))
     except WorkerError as error:
-        print(f"virtiofs serve: cannot share {options.directory}: {error}", file=sys.stderr)
+        print(f"virtiofs serve: {error}", file=sys.stderr)
         return 1
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raises `ValueError` for numbers that are out of range."""
+    if not 1 <= options.queues <= MAX_QUEUES:
+        raise ValueError(f"--queues takes 1 to {MAX_QUEUES}, not {options.queues}")
+    if options.max_open and options.max_open < 16:
+        raise ValueError(f"--max-open takes 16 or more, not {options.max_open}")
+    if options.rlimit_nofile and options.rlimit_nofile < MIN_DESCRIPTORS:
+        raise ValueError(f"--rlimit-nofile takes {MIN_DESCRIPTORS} or more, not {options.rlimit_nofile}")
+    if not 0 <= options.lock_wait <= MAX_LOCK_WAIT:
+        raise ValueError(f"--lock-wait takes 0 to {MAX_LOCK_WAIT} seconds, not {options.lock_wait:g}")
+    if options.ready_fd is not None:
+        check_descriptor(options.ready_fd)
+
+
+def make_walls(options: argparse.Namespace, log: Log) -> Walls:
+    """The walls around each worker.  Raises `ValueError` and `OSError`."""
+    from virtiofs.sandbox.walls import Walls
+
+    return Walls(
+        "/",
+        options.sandbox,
+        options.seccomp,
+        options.modcaps,
+        file_handles=options.inode_file_handles != "never",
+        descriptors=options.rlimit_nofile,
+        warn=log.warning,
+    )
+
+
+def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of every share, as arguments of `Passthrough`.  Raises `ValueError`."""
+    return {
+        "max_open": options.max_open,
+        "file_handles": options.inode_file_handles,
+        "cache": options.cache,
+        "readdirplus": False if options.no_readdirplus else None,
+        "writeback": options.writeback,
+        "direct_io": options.allow_direct_io,
+        "mmap": options.allow_mmap,
+        "shared_locks": options.locks == "shared",
+        "wait_limit": options.lock_wait,
+        "announce_submounts": not options.no_announce_submounts,
+        **ownership.share_options(options),
+    }
+
+
+def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log) -> Port:
+    """The port of the form with one DIR."""
+    from virtiofs.daemon.port import Port
+    from virtiofs.vhostuser.transport import adopt, listen
+
+    share = make_share(
+        DEFAULT_TAG if options.tag is None else options.tag,
+        check_directory(options.directory),
+        options.readonly,
+        settings,
+        walls,
+        options.directory,
+    )
+    if options.socket is not None:
+        return Port(share, options.queues, log, listen(options.socket), path=os.path.abspath(options.socket))
+    sock, listening = adopt(options.fd)
+    return Port(share, options.queues, log, *((sock, None) if listening else (None, sock)))
+
+
+def port_maker(
+    options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log, ports: list[Port]
+) -> Callable[[str], Port]:
+    """What makes a port that listens in the socket directory from "TAG=DIR[:ro]"; `ports` are those there are."""
+    from virtiofs.daemon.port import Port
+    from virtiofs.vhostuser.transport import listen
+
+    directory = os.path.abspath(options.socket_dir)
+
+    def make(text: str) -> Port:
+        tag, path, read_only = parse_share(text)
+        if any(port.tag == tag for port in ports):
+            raise ValueError(f"there is a share {tag} already; choose another tag, or remove that one first")
+        share = make_share(tag, check_path(path), read_only or options.readonly, settings, walls, path)
+        socket = os.path.join(directory, f"{tag}.sock")
+        return Port(
+            share,
+            options.queues,
+            log.about(f"share {tag}"),
+            listen(socket),
+            path=socket,
+            patience=PATIENCE_SECONDS,
+        )
+
+    return make
+
+
+def open_control(supervisor: Supervisor, path: str, log: Log) -> None:
+    """Let `virtiofs ctl` speak to the daemon."""
+    from virtiofs.daemon.control import Control
+    from virtiofs.vhostuser.transport import listen
+
+    supervisor.control = Control(listen(path), os.path.abspath(path), supervisor, log)
+
+
+def parse_share(text: str) -> tuple[str, str, bool]:
+    """Tag, path, and whether it is read-only, from "TAG=PATH[:ro]".  Raises `ValueError`.
+
+    A path that itself ends in ":ro" is written with ":rw" behind it.
+    """
+    tag, equals, path = text.partition("=")
+    read_only = path.endswith(":ro")
+    if read_only or path.endswith(":rw"):
+        path = path[:-3]
+    if not equals or not path:
+        raise ValueError(f"a share is given as TAG=DIR or TAG=DIR:ro, not {text!r}")
+    if "/" in tag or tag in (".", ".."):
+        raise ValueError(f"the tag names the share's socket, so it has no slash: {tag!r}")
+    return tag, path, read_only
+
+
+def make_share(
+    tag: str, path: str, read_only: bool, settings: dict[str, Any], walls: Walls, where: str
+) -> Share:
+    """The share of a directory, or of a single file; `path` is absolute.  Raises `ValueError`.
+
+    The walls around a single file are those around its directory.
+    """
+    from virtiofs.daemon.device import check_tag
+    from virtiofs.daemon.port import Share
+    from virtiofs.fs.passthrough.share import Passthrough
+
+    directory, only = path, ""
+    if not os.path.isdir(path):
+        directory, only = os.path.split(path)
+
+    def make(place: Place) -> Passthrough:
+        return Passthrough(place.directory, read_only, only=only, proc=place.proc, **settings)
+
+    return Share(check_tag(tag), where, make, walls.around(directory, read_only), read_only)
 
 
 def check_directory(path: str) -> str:
@@ -199,6 +386,21 @@ def check_directory(path: str) -> str:
     except PermissionError:
         raise ValueError(f"no permission to read {path}; run as a user who may, or change its mode") from None
     return absolute
+
+
+def check_path(path: str) -> str:
+    """The absolute path of a directory, or of a regular file, that can be shared.  Raises `ValueError`."""
+    absolute = os.path.abspath(path)
+    try:
+        mode = os.lstat(absolute).st_mode
+    except OSError:
+        mode = 0
+    if stat.S_ISREG(mode):
+        check_directory(os.path.dirname(absolute))
+        return absolute
+    if stat.S_ISLNK(mode) and not os.path.isdir(absolute):
+        raise ValueError(f"{path} is a symbolic link; share the file it leads to")
+    return check_directory(path)
 
 
 def check_descriptor(fd: int) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that serve a share.
+"""The processes that serve shares.
 
-In: options and a VMM's connection.  Out: a served guest.  The *supervisor* (`supervisor.py`, open it first)
-speaks vhost-user and never reads guest memory; the *worker* (`worker.py`) maps guest memory, runs one
-compiled loop for each queue and never speaks to the VMM.  `device.py` is what the vhost-user back end drives:
-it turns each demand into a message to the worker over `channel.py`.
+In: options and VMMs' connections.  Out: served guests.  The *supervisor* (`supervisor.py`, open it first)
+speaks vhost-user and never reads guest memory; it has a port for each share (`port.py`).  A *worker*
+(`worker.py`) maps guest memory, runs one compiled loop for each queue and never speaks to the VMM.
+`device.py` is what the vhost-user back end drives: it turns each demand into a message to the worker over
+`channel.py`.  `control.py` and `metrics.py` are for whoever runs the daemon.
 """

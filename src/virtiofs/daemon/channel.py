@@ -2,12 +2,14 @@
 """How the supervisor tells its worker what to do: one message, one answer, descriptors beside them.
 
 A message is a JSON object in one packet of an AF_UNIX SEQPACKET pair: `{"do": NAME, ...}` with the arguments;
-the answer is `{"result": VALUE}` or `{"error": TEXT}`.
+the answer is `{"result": VALUE}` or `{"error": TEXT}`.  Each carries a number, so that an answer that came too late
+is not taken for the next one.
 """
 
 from __future__ import annotations
 
 import array
+import itertools
 import json
 import os
 import socket
@@ -16,6 +18,8 @@ from typing import Any
 
 MAX_MESSAGE = 65536
 MAX_FDS = 16
+
+_numbers = itertools.count(1)
 
 
 class WorkerError(OSError):
@@ -53,21 +57,51 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     return json.loads(data), list(fds)
 
 
-def ask(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> Any:
-    """Send a message and wait for its answer: the result.
+def ask(
+    sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = (), seconds: float | None = None
+) -> Any:
+    """Send a message and wait for its answer, if need be only so many seconds: the result.
 
-    Raises `WorkerError` with the worker's reason, `WorkerGone` if it ended.
+    Raises `WorkerError` with the worker's reason, or when it does not answer in time, and `WorkerGone` if it ended.
     """
+    number = next(_numbers)
+    answer: dict[str, Any] = {"number": 0}
+    if seconds is not None:
+        sock.settimeout(seconds)
     try:
-        send(sock, message, fds)
-        received = receive(sock)
+        send(sock, {**message, "number": number}, fds)
+        while answer.get("number") != number:
+            received = receive(sock)
+            if received is None:
+                raise ConnectionResetError
+            answer, unasked = received
+            close_all(unasked)
     except ConnectionError:
-        received = None
-    if received is None:
-        raise WorkerGone("the worker has ended")
-    answer, unasked = received
-    for fd in unasked:  # a worker that was taken over might fill our table with them
-        os.close(fd)
+        raise WorkerGone("the worker has ended") from None
+    except TimeoutError:
+        raise WorkerError("the worker does not answer") from None
+    finally:
+        if seconds is not None:
+            sock.settimeout(None)
     if "error" in answer:
         raise WorkerError(answer["error"])
     return answer.get("result")
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors nobody asked for: a worker that was taken over might fill our table with them."""
+    for fd in fds:
+        os.close(fd)
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the other end is gone, when `sock` is readable while nothing was asked; late answers are dropped."""
+    sock.setblocking(False)
+    try:
+        received = receive(sock)
+        close_all(received[1] if received else ())
+        return received is None
+    except BlockingIOError:
+        return False
+    finally:
+        sock.setblocking(True)

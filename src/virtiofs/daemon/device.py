@@ -43,10 +43,15 @@ class ShareDevice(Device):
         self._tag = tag
         self._worker = worker
         self._log = log
+        self._abandoned = False
 
     def _ask(self, do: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
         self._log.debug(f"worker: {do} {arguments}")
         return channel.ask(self._worker, {"do": do, **arguments}, fds)
+
+    def abandon(self) -> None:
+        """Ask the worker nothing more: it is to end, and stops its queues itself."""
+        self._abandoned = True
 
     def config(self) -> bytes:
         return struct.pack("<36sI", self._tag, self.queue_count - 1)
@@ -91,6 +96,8 @@ class ShareDevice(Device):
         )
 
     def stop_queue(self, index: int) -> int:
+        if self._abandoned:
+            return 0
         return int(self._ask("stop_queue", index=index))
 
     def set_call(self, index: int, fd: int) -> None:

@@ -49,6 +49,7 @@ class Worker:
         self._memory = GuestMemory()
         self._session = Session(filesystem)
         self._queues: dict[int, Queue] = {}
+        self._stopped: dict[str, list[int]] = {}  # counters of queues that are no more
 
     def run(self) -> None:
         """Obey until the supervisor closes its end."""
@@ -57,6 +58,7 @@ class Worker:
             if received is None:
                 break
             message, fds = received
+            number = message.pop("number", None)
             try:
                 method: Callable[..., Any] = COMMANDS[message.pop("do")]
                 answer = {"result": method(self, fds, **message)}
@@ -65,7 +67,7 @@ class Worker:
             finally:
                 for fd in fds:
                     os.close(fd)
-            channel.send(self._socket, answer)
+            channel.send(self._socket, {**answer, "number": number})
         for index in list(self._queues):
             self.stop_queue([], index)
         self._session.end()
@@ -120,6 +122,7 @@ class Worker:
         queue = self._queues.pop(index)
         self._pause(queue)
         queue.close()
+        add_counters(self._stopped, queue.loop.counters())
         return int(queue.loop.queue.base)
 
     def set_call(self, fds: list[int], index: int) -> None:
@@ -156,6 +159,16 @@ class Worker:
                 for queue in self._queues.values()
             },
         }
+
+    def counters(self, fds: list[int]) -> dict[str, list[int]]:
+        """What all queues served so far, by operation (see `QueueLoop.counters`)."""
+        total: dict[str, list[int]] = {}
+        for counted in (self._stopped, *(queue.loop.counters() for queue in self._queues.values())):
+            add_counters(total, counted)
+        return total
+
+    def set_log_level(self, fds: list[int], level: str) -> None:
+        self._log.set_level(level)
 
     def _resume(self, queue: Queue) -> None:
         queue.loop.rearm()
@@ -194,15 +207,24 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         Worker.set_enabled,
         Worker.reset,
         Worker.status,
+        Worker.counters,
+        Worker.set_log_level,
     )
 }
+
+
+def add_counters(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
+    """Add counters by operation to others of the same shape."""
+    for name, row in more.items():
+        known = total.get(name)
+        total[name] = [a + b for a, b in zip(known, row, strict=True)] if known else row
 
 
 def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes inside `walls`: a process id and the supervisor's end of its channel.
 
     The process is the worker, or one that ends as the worker does.  Raises `WorkerError` if the walls can not be
-    put up or the file system can not be made.
+    put up or the file system can not be made.  It keeps the log's descriptors; others belong to other guests.
     """
     ours, its = channel.pair()
     supervisor = os.pidfd_open(os.getpid())
@@ -224,7 +246,7 @@ def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         try:
-            place = walls.enter(supervisor, its.fileno())
+            place = walls.enter(supervisor, its.fileno(), *log.target.fds)
             filesystem = make(place)
             threading.excepthook = lambda what: log.error(f"a queue's thread failed: {what.exc_value!r}")
             walls.seal(place)
@@ -233,8 +255,8 @@ def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[
         else:
             answer = {}
             status = 0
-        channel.receive(its)
-        channel.send(its, answer)
+        received = channel.receive(its)
+        channel.send(its, {**answer, "number": received[0]["number"] if received else 0})
         if not status:
             Worker(its, filesystem, log).run()
     except BaseException as error:  # nothing may return into the supervisor's code

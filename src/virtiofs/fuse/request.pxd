@@ -54,6 +54,7 @@ cdef struct Request:
     uint8_t* reply           # REPLY_ROOM bytes of our own, for replies that are built before they are copied out
     uint32_t reply_size      # payload bytes of a successful reply, in `reply` or, if `in_place`, in `out`
     bint in_place
+    int error                # what was answered: 0 or a negative errno
     uint64_t session_flags   # what INIT negotiated
 
 ctypedef int (*Handler)(void* context, Request* request) noexcept nogil

@@ -84,6 +84,7 @@ class Session:
         request.out_size = writable_size
         request.reply_size = 0
         request.in_place = False
+        request.error = 0
         request.session_flags = self.flags
         if (
             readable_size < cython.sizeof(fuse_in_header)
@@ -96,7 +97,7 @@ class Session:
             if operation == cython.NULL:
                 error = -ENOSYS
             elif operation.flags & NO_REPLY:
-                self.handle(request, operation)
+                request.error = self.handle(request, operation)
                 return 0
             elif writable_size < cython.sizeof(fuse_out_header):
                 return 0  # nobody could learn the result, so nothing is done
@@ -118,6 +119,7 @@ class Session:
         """Write the reply into the room that `request` has for it.  Returns the bytes written."""
         out: fuse_out_header
         head: cython.pointer(iovec) = request.head
+        request.error = error
         if error:
             request.reply_size = 0
         elif request.reply_size and not request.in_place:

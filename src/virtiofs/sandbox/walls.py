@@ -15,6 +15,7 @@ each wall leaves open.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -45,8 +46,9 @@ class Walls:
 
     `mode`: one of `MODES`.  `filter`: what happens to a system call that is not on the list, one of `SECCOMP`.
     `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
-    `descriptors`: how many the worker may have (0: as many as is useful).  `warn` is given what a user should
-    know.  Raises `ValueError` for what makes no sense, `OSError` for what can not be done here.
+    `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
+    `warn` is given what a user should know.  Raises `ValueError` for what makes no sense, `OSError` for what
+    can not be done here.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Walls:
         changes: str = "",
         read_only: bool = False,
         file_handles: bool = True,
-        descriptors: int = 0,
+        descriptors: int | None = 0,
         warn: Callable[[str], None] = lambda text: None,
     ):
         permitted = capabilities.permitted()
@@ -99,22 +101,30 @@ class Walls:
                 features.append("handles")
             self._filter = seccomp.program(features, filter)
 
+    def around(self, directory: str, read_only: bool) -> Walls:
+        """The same walls around another directory."""
+        walls = copy.copy(self)
+        walls._directory = directory
+        walls._read_only = read_only
+        return walls
+
     def leave(self) -> None:
         """Give up what no worker needs; for the supervisor, once, when its socket listens."""
         process.no_new_privileges()
         capabilities.keep(self._capabilities | BUILDING)
 
-    def enter(self, parent: int, keep: int) -> Place:
+    def enter(self, parent: int, *keep: int) -> Place:
         """Put up the walls around this process, which was just forked by the process of pidfd `parent`.
 
         Of its descriptors only 0 to 2 and `keep` are left.  The process that returns may be a child of the
         one that called; the latter never returns, but ends as the former does.  Raises `OSError`.
         """
-        self._close_all_but(parent, keep)
-        process.set_descriptor_limit(self._descriptors)
+        self._close_all_but(parent, *keep)
+        if self._descriptors is not None:
+            process.set_descriptor_limit(self._descriptors)
         process.settle_allocator()
         if self._mode == "namespace":
-            parent = self._fork(parent, keep)
+            parent = self._fork(parent)
         process.die_with_parent(parent)
         os.close(parent)
         place = self._confine()
@@ -137,7 +147,7 @@ class Walls:
                 except OSError:
                     pass  # the one that listed them
 
-    def _fork(self, parent: int, keep: int) -> int:
+    def _fork(self, parent: int) -> int:
         """Go on as the first process of a new process id namespace: a pidfd of the process that stays outside."""
         if self._new_user:
             namespaces.new_user()

@@ -181,8 +181,8 @@ def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 # --- making sockets ---
 
 
-def listen(path: str) -> socket.socket:
-    """A socket that listens at `path`, for this user only.
+def listen(path: str, group: int = -1) -> socket.socket:
+    """A socket that listens at `path`, for this user only, or for the members of a group (its id) as well.
 
     The file of a dead process is replaced.  Raises `TransportError` when a live process uses it, when it is
     no socket, or when it cannot be made.  Removing the file at the end is the caller's business.
@@ -190,9 +190,11 @@ def listen(path: str) -> socket.socket:
     _check_path(path, "listen on")
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    before = os.umask(0o077)
+    before = os.umask(0o077 if group < 0 else 0o007)
     try:
         sock.bind(path)
+        if group >= 0:
+            os.chown(path, -1, group)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()

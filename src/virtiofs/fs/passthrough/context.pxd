@@ -6,6 +6,7 @@ from virtiofs.fs.passthrough.host cimport pthread_mutex_t
 from virtiofs.fs.passthrough.idmap cimport IdMap
 from virtiofs.fs.passthrough.inodes cimport Store
 from virtiofs.fs.passthrough.xattrmap cimport NAME_ROOM, XattrMap
+from virtiofs.fuse.request cimport OPCODES, Handler
 
 # Whose files are: what the guest sees as owner, mode and device, and where that is kept.
 cdef enum Ownership:
@@ -30,6 +31,12 @@ cdef struct Share:
     pthread_mutex_t owners_lock
     LockOwner* owners
     uint32_t owner_count
+    uint32_t guest_flags     # flags of a guest's open that the host's gets
+    uint32_t open_file       # FOPEN_* of every open file
+    uint32_t open_directory  # and of every open directory
+    char only[256]           # a single file is shared: its name; see single.py
+    uint32_t only_size       # 0: the whole tree
+    Handler inner[OPCODES]   # what single.py stands in front of
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
     XattrMap xattrs
     char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty

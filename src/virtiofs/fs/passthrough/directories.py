@@ -9,7 +9,7 @@ error when it looks the name up.
 import cython
 from cython.cimports.libc.errno import EBADF, EINVAL, ENOTDIR, errno
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import memcpy, memset, strlen
+from cython.cimports.libc.string import memcmp, memcpy, memset, strlen
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import OWNERS_STORED, Share
 from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, is_submount
@@ -95,6 +95,7 @@ def opendir(context: cython.p_void, request: cython.pointer(Request)) -> cython.
     if error:
         return error
     memset(out, 0, cython.sizeof(fuse_open_out))
+    out.open_flags = share.open_directory
     request.reply_size = cython.sizeof(fuse_open_out)
     return handle_open(
         cython.address(share.handles), fd, request.header.nodeid, 0, True, cython.address(out.fh)
@@ -194,6 +195,10 @@ def fill(
             memcpy(cython.address(entry), cython.address(chunk[at]), NAME_OFFSET)
             name = cython.cast(cython.p_char, cython.address(chunk[at + NAME_OFFSET]))
             length = strlen(name)
+            if not shown(share, name, length):
+                at += entry.d_reclen
+                handle.position = entry.d_off
+                continue
             size = (head + cython.sizeof(fuse_dirent) + length + 7) & ~cython.cast(uint64_t, 7)
             if size > room - used:
                 # The descriptor stands behind entries that were not taken.
@@ -208,6 +213,23 @@ def fill(
             break
     request.reply_size = used
     return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def shown(share: cython.pointer(Share), name: cython.p_char, length: uint32_t) -> cython.bint:
+    """Whether the guest may know of an entry: of any, or of the one file that is shared."""
+    if not share.only_size or is_dots(name, length):
+        return True
+    return length == share.only_size and memcmp(name, share.only, length) == 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_dots(name: cython.p_char, length: uint32_t) -> cython.bint:
+    return name[0] == ord(".") and (length == 1 or (length == 2 and name[1] == ord(".")))
 
 
 @cython.cfunc
@@ -229,14 +251,13 @@ def put(
     status: statx_t
     nodeid: uint64_t = 0
     type: uint32_t = entry.d_type
-    dots: cython.bint = name[0] == ord(".") and (length == 1 or (length == 2 and name[1] == ord(".")))
     if share.ownership == OWNERS_STORED and type == DT_REG:
         type = 0  # unknown: a regular file may stand for a node of any type
     memset(where, 0, size)
     if inode != cython.NULL:
         # Node id 0 means "look it up yourself"; "." and ".." are never counted as look-ups.
         if (
-            not dots
+            not is_dots(name, length)
             and not inode_lookup(
                 cython.address(share.inodes),
                 inode,

@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t
 from virtiofs.fs.passthrough.context cimport Share
 from virtiofs.fuse.request cimport Request
 
-cdef int open_flags(Share* share, uint32_t flags) noexcept nogil
+cdef int open_flags(Share* share, Request* request, uint32_t flags) noexcept nogil
 
 cdef int open_(void* context, Request* request) noexcept nogil
 cdef int create(void* context, Request* request) noexcept nogil

@@ -38,15 +38,15 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     O_APPEND,
     O_CLOEXEC,
     O_CREAT,
-    O_DSYNC,
     O_EXCL,
     O_NOATIME,
     O_NOFOLLOW,
     O_NONBLOCK,
     O_RDONLY,
-    O_SYNC,
+    O_RDWR,
     O_TMPFILE,
     O_TRUNC,
+    O_WRONLY,
     RWF_APPEND,
     S_IFDIR,
     S_IFLNK,
@@ -83,6 +83,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     FUSE_FSYNC_FDATASYNC,
     FUSE_OPEN_KILL_SUIDGID,
     FUSE_WRITE_KILL_SUIDGID,
+    FUSE_WRITEBACK_CACHE,
     fuse_copy_file_range_in,
     fuse_copy_file_range_out,
     fuse_create_in,
@@ -102,8 +103,6 @@ from cython.cimports.virtiofs.fuse.layout import (
 from cython.cimports.virtiofs.fuse.request import Request
 
 IOV_MAX = cython.declare(cython.int, 1024)
-# What a guest's open may ask of the host's; O_APPEND comes with each WRITE, O_DIRECT needs alignment nobody promised.
-GUEST_FLAGS = cython.declare(uint32_t, O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC)
 FALLOCATE_MODES = cython.declare(uint32_t, 0x01 | 0x02 | 0x10)  # KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 # The reply of the older COPY_FILE_RANGE has 32 bits for the length.
 MAX_COPY = cython.declare(uint64_t, 0x7FFFF000)
@@ -112,20 +111,26 @@ MAX_COPY = cython.declare(uint64_t, 0x7FFFF000)
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def open_flags(share: cython.pointer(Share), flags: uint32_t) -> cython.int:
+def open_flags(share: cython.pointer(Share), request: cython.pointer(Request), flags: uint32_t) -> cython.int:
     """The host's flags for a guest's: or a negative errno."""
     if flags & O_ACCMODE == O_ACCMODE:
         return -EINVAL
     if share.read_only and (flags & O_ACCMODE != O_RDONLY or flags & O_TRUNC):
         return -EROFS
-    return (flags & GUEST_FLAGS) | O_CLOEXEC | O_NONBLOCK
+    if request.session_flags & FUSE_WRITEBACK_CACHE and flags & O_ACCMODE == O_WRONLY:
+        flags ^= O_WRONLY ^ O_RDWR  # the guest reads the rest of a page that is written in part
+    return (flags & share.guest_flags) | O_CLOEXEC | O_NONBLOCK
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def open_inode(
-    share: cython.pointer(Share), inode: cython.pointer(Inode), flags: uint32_t, open_flags_: uint32_t
+    share: cython.pointer(Share),
+    request: cython.pointer(Request),
+    inode: cython.pointer(Inode),
+    flags: uint32_t,
+    open_flags_: uint32_t,
 ) -> cython.int:
     """Open a pinned inode for a guest: a descriptor or a negative errno.  `open_flags_`: FUSE_OPEN_*.
 
@@ -135,7 +140,7 @@ def open_inode(
     name: cython.char[16]
     fd: cython.int
     opened: cython.int
-    host_flags: cython.int = open_flags(share, flags)
+    host_flags: cython.int = open_flags(share, request, flags)
     if host_flags < 0:
         return host_flags
     if inode.type != S_IFREG:
@@ -170,6 +175,7 @@ def reply_open(
     flags: uint32_t,
 ) -> cython.int:
     memset(out, 0, cython.sizeof(fuse_open_out))
+    out.open_flags = share.open_file
     return handle_open(cython.address(share.handles), fd, nodeid, flags, False, cython.address(out.fh))
 
 
@@ -183,7 +189,7 @@ def open_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), request.header.nodeid)
     if inode == cython.NULL:
         return -ESTALE
-    fd = open_inode(share, inode, args.flags, args.open_flags)
+    fd = open_inode(share, request, inode, args.flags, args.open_flags)
     inode_unpin(cython.address(share.inodes), inode)
     if fd < 0:
         return fd
@@ -207,7 +213,7 @@ def create(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     error: cython.int
     _tries: cython.int
     parent: cython.pointer(Inode)
-    host_flags: cython.int = open_flags(share, args.flags)
+    host_flags: cython.int = open_flags(share, request, args.flags)
     if host_flags < 0:
         return host_flags
     parent = inode_pin(cython.address(share.inodes), request.header.nodeid)
@@ -332,7 +338,7 @@ def create_existing(
     inode = inode_pin(cython.address(share.inodes), nodeid)
     fd = -ESTALE
     if inode != cython.NULL:
-        fd = open_inode(share, inode, args.flags, args.open_flags)
+        fd = open_inode(share, request, inode, args.flags, args.open_flags)
         inode_unpin(cython.address(share.inodes), inode)
     # Truncation changed size, times, and perhaps the mode.
     if (
@@ -366,7 +372,7 @@ def tmpfile(context: cython.p_void, request: cython.pointer(Request)) -> cython.
     error: cython.int
     user: User
     parent: cython.pointer(Inode)
-    host_flags: cython.int = open_flags(share, args.flags)
+    host_flags: cython.int = open_flags(share, request, args.flags)
     if host_flags < 0:
         return host_flags
     parent = inode_pin(cython.address(share.inodes), request.header.nodeid)
@@ -481,8 +487,9 @@ def write_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
-    # Another guest may have appended since this one last saw the size: the host knows where the end is.
-    flags = RWF_APPEND if args.flags & O_APPEND else 0
+    # Another guest may have appended since this one last saw the size: the host knows where the end is.  But a
+    # guest that caches what it writes owns the size, and says where each page belongs.
+    flags = RWF_APPEND if args.flags & O_APPEND and not request.session_flags & FUSE_WRITEBACK_CACHE else 0
     if share.guarded:
         error = guard(share, handle.fd, args.write_flags & FUSE_WRITE_KILL_SUIDGID != 0)
         if error:

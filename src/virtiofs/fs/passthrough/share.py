@@ -4,14 +4,17 @@
 The records that the guest's node ids and handles stand for lie in one memfd, flat and of fixed size: a page
 of header, then the inodes, then the handles.  The file is sparse and as large as the limits allow, so nothing
 is ever moved and a record costs memory only when it is first used.
+
+What a cache mode promises the guest stands in `CACHE_MODES`.
 """
 
 import os
+from typing import NamedTuple
 
 import cython
 from cython.cimports.libc.errno import errno
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.string import memset, strcmp, strerror
+from cython.cimports.libc.string import memcpy, memset, strcmp, strerror
 from cython.cimports.posix.mman import (
     MAP_FAILED,
     MAP_NORESERVE,
@@ -85,6 +88,7 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
     symlink,
     unlink,
 )
+from cython.cimports.virtiofs.fs.passthrough.single import show_only
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
 from cython.cimports.virtiofs.fuse import layout
@@ -105,8 +109,6 @@ INIT_FLAGS = (
     | layout.FUSE_ATOMIC_O_TRUNC
     | layout.FUSE_BIG_WRITES
     | layout.FUSE_AUTO_INVAL_DATA
-    | layout.FUSE_DO_READDIRPLUS
-    | layout.FUSE_READDIRPLUS_AUTO
     | layout.FUSE_ASYNC_DIO
     | layout.FUSE_HAS_IOCTL_DIR
     | layout.FUSE_PARALLEL_DIROPS
@@ -115,34 +117,66 @@ INIT_FLAGS = (
     | layout.FUSE_ALLOW_IDMAP
 )
 
+READDIRPLUS_FLAGS = layout.FUSE_DO_READDIRPLUS | layout.FUSE_READDIRPLUS_AUTO
+# What a guest's open may ask of the host's besides what options add; O_APPEND comes with each WRITE.
+GUEST_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+
+
+class CacheMode(NamedTuple):
+    """What a guest may keep, and for how long."""
+
+    valid: float  # seconds for which names and attributes are trusted
+    open_file: int  # FOPEN_* of files
+    open_directory: int  # FOPEN_* of directories
+    init_flags: int
+    readdirplus: bool  # attributes with directory entries: of use only if they may be trusted for a while
+
+
+KEPT = layout.FOPEN_KEEP_CACHE | layout.FOPEN_CACHE_DIR
+DAY = 86400.0
+CACHE_MODES = {
+    "never": CacheMode(0.0, layout.FOPEN_DIRECT_IO, 0, 0, False),
+    "metadata": CacheMode(DAY, layout.FOPEN_DIRECT_IO, KEPT, layout.FUSE_CACHE_SYMLINKS, True),
+    "auto": CacheMode(1.0, 0, 0, 0, True),
+    "always": CacheMode(DAY, layout.FOPEN_KEEP_CACHE, KEPT, layout.FUSE_CACHE_SYMLINKS, True),
+}
+
 
 @cython.cclass
 class Passthrough(Filesystem):
     """The tree below `directory` of the host, for one guest.
 
-    `read_only`: every change is refused, and opening leaves no access time.  `valid`: how long the guest may
-    trust names and attributes without asking again, in seconds.  `max_open`: descriptors kept for inodes (0:
-    a quarter of what the process may have, at most 8192).  `file_handles`: whether to come back to
-    files by handle: "never", "prefer" (where it works), "mandatory".  `shared_locks`: take the guest's locks on
-    the host, where other guests and programs see them; otherwise it keeps them to itself; a wait for one ends
-    after `wait_limit` seconds.  `announce_submounts`: mounts of the host below the directory are mounts in the
-    guest, too, with device numbers of their own.  `proc`: a descriptor of this process's /proc/self/fd, which is
-    the share's from now on, for a process that can no longer reach it by name (-1).
+    `read_only`: every change is refused, and opening leaves no access time.  `max_open`: descriptors kept for
+    inodes (0: a quarter of what the process may have, at most 8192).  `file_handles`: whether to come back to
+    files by handle: "never", "prefer" (where it works), "mandatory".  `only`: show this one file of the
+    directory (see single.py).  `proc`: a descriptor of this process's /proc/self/fd, which is the share's from now
+    on, for a process that can no longer reach it by name (-1).
+
+    `shared_locks`: take the guest's locks on the host, where other guests and programs see them; otherwise it keeps
+    them to itself; a wait for one ends after `wait_limit` seconds.  `announce_submounts`: mounts of the host below
+    the directory are mounts in the guest, too, with device numbers of their own.
+
     `xattr_rules`: which extended attributes the guest has, and what they are called on the host
     (`xattrrules.Rule`; None: user.* as they are).  `posix_acl`: access lists are the host's.  `kill_priv`: the
     guest leaves it to us to take set-id bits and capabilities away when a file is written.  `security_label`:
     new files get the security context that the guest sends.
     `ownership`: "as-is", "mapped" with `users` and `groups` (`idrules.Translation`; ids without a rule are
     refused, or stay as they are with `keep_unmapped`), or "xattr" (see owners.py).
+
+    What the guest may keep: `cache`, a key of `CACHE_MODES`; `valid` and `readdirplus` override what the mode
+    says.  `writeback`: the guest keeps what it writes for a while, which needs that nobody else changes the
+    files.  `direct_io`: O_DIRECT in the guest is O_DIRECT on the host.  `mmap`: shared mappings also of files
+    whose data is not cached.  `noatime`: O_NOATIME in the guest is passed on.
+
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
-    stored.
+    stored; `ValueError` for an unknown mode or a name that is too long.
     """
 
     def __cinit__(
         self,
         directory: str,
         read_only: bool = False,
-        valid: float = 1.0,
+        valid: float | None = None,
         max_open: int = 0,
         file_handles: str = "prefer",
         shared_locks: bool = True,
@@ -157,8 +191,20 @@ class Passthrough(Filesystem):
         users: object = ((), ()),
         groups: object = ((), ()),
         keep_unmapped: bool = False,
+        cache: str = "auto",
+        readdirplus: bool | None = None,
+        writeback: bool = False,
+        direct_io: bool = False,
+        mmap: bool = False,
+        noatime: bool = False,
+        only: str = "",
     ):
         import resource
+
+        mode: CacheMode = cache_mode(cache)
+        name: bytes = os.fsencode(only)
+        if len(name) > 255:
+            raise ValueError(f"a file name has at most 255 bytes: {only}")
 
         share: cython.pointer(Share) = cython.address(self.share)
         error: cython.int
@@ -180,7 +226,14 @@ class Passthrough(Filesystem):
             pool: int = max(min(max_open or 8192, spare // 4), 16)
             self.map_records(MAX_INODES, spare - pool)
             share.read_only = self.read_only = read_only
-            share.valid = int(valid * 1_000_000_000)
+            share.valid = int((mode.valid if valid is None else valid) * 1_000_000_000)
+            share.open_file = mode.open_file
+            share.open_directory = mode.open_directory
+            share.guest_flags = (
+                GUEST_FLAGS | (os.O_DIRECT if direct_io else 0) | (os.O_NOATIME if noatime else 0)
+            )
+            share.only_size = len(name)
+            memcpy(share.only, cython.cast(cython.p_char, name), len(name))
             if share.ownership == OWNERS_STORED:
                 self.check_storing(directory)
             header: cython.pointer(uint32_t) = cython.cast(cython.pointer(uint32_t), self.records) + 8
@@ -218,7 +271,13 @@ class Passthrough(Filesystem):
         self.wait_limit = wait_limit
         self.context = share
         self.reset = drop_all
-        self.init_flags = INIT_FLAGS
+        self.init_flags = INIT_FLAGS | mode.init_flags
+        if mode.readdirplus if readdirplus is None else readdirplus:
+            self.init_flags |= READDIRPLUS_FLAGS
+        if writeback:
+            self.init_flags |= layout.FUSE_WRITEBACK_CACHE
+        if mmap:
+            self.init_flags |= layout.FUSE_DIRECT_IO_ALLOW_MMAP
         if announce_submounts:
             self.init_flags |= layout.FUSE_SUBMOUNTS
         if posix_acl:
@@ -229,6 +288,9 @@ class Passthrough(Filesystem):
         if security_label:
             self.init_flags |= layout.FUSE_SECURITY_CTX
         self.fill_table(shared_locks)
+        if share.only_size:
+            self.init_flags &= ~READDIRPLUS_FLAGS
+            show_only(share, self.table)
 
     def __dealloc__(self):
         share: cython.pointer(Share) = cython.address(self.share)
@@ -409,3 +471,10 @@ def drop_all(context: cython.p_void) -> cython.void:
     all_owners_gone(share)
     handle_release_all(cython.address(share.handles))
     inode_forget_all(cython.address(share.inodes))
+
+
+def cache_mode(name: str) -> CacheMode:
+    """A row of `CACHE_MODES`.  Raises `ValueError` for a name that has none."""
+    if name not in CACHE_MODES:
+        raise ValueError(f"a cache mode is one of {', '.join(CACHE_MODES)}, not {name}")
+    return CACHE_MODES[name]

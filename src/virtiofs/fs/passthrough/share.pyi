@@ -1,15 +1,25 @@
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
+
+class CacheMode(NamedTuple):
+    valid: float
+    open_file: int
+    open_directory: int
+    init_flags: int
+    readdirplus: bool
+
+CACHE_MODES: dict[str, CacheMode]
 
 class Passthrough(Filesystem):
     def __init__(
         self,
         directory: str,
         read_only: bool = False,
-        valid: float = 1.0,
+        valid: float | None = None,
         max_open: int = 0,
         file_handles: str = "prefer",
         shared_locks: bool = True,
@@ -24,6 +34,13 @@ class Passthrough(Filesystem):
         users: tuple[Sequence[Range], Sequence[Range]] = ((), ()),
         groups: tuple[Sequence[Range], Sequence[Range]] = ((), ()),
         keep_unmapped: bool = False,
+        cache: str = "auto",
+        readdirplus: bool | None = None,
+        writeback: bool = False,
+        direct_io: bool = False,
+        mmap: bool = False,
+        noatime: bool = False,
+        only: str = "",
     ) -> None: ...
     @property
     def directory(self) -> str: ...

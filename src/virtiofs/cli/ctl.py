@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask a running daemon, or change what it shares, over its control socket (`virtiofs serve --control PATH`).
+
+virtiofs ctl PATH status [--json]        what is shared, who is connected, what was served
+virtiofs ctl PATH list                   tags, directories and sockets only
+virtiofs ctl PATH add TAG=DIR[:ro]       share one more; prints its socket
+virtiofs ctl PATH remove TAG [--force]   share it no more; refused while a VM is connected
+virtiofs ctl PATH log-level LEVEL        off, error, warning, info or debug
+virtiofs ctl PATH metrics                counters in the Prometheus text format
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+TIMEOUT_SECONDS = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `virtiofs ctl`."""
+    parser.add_argument("path", metavar="PATH", help="the daemon's control socket")
+    commands = parser.add_subparsers(dest="do", metavar="COMMAND", required=True)
+    status = commands.add_parser("status", help="what is shared, who is connected, what was served")
+    status.add_argument("--json", action="store_true", help="everything, as JSON")
+    listing = commands.add_parser("list", help="tags, directories and sockets")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    add = commands.add_parser("add", help="share a directory or a file")
+    add.add_argument("share", metavar="TAG=DIR[:ro]")
+    remove = commands.add_parser("remove", help="share it no more")
+    remove.add_argument("tag", metavar="TAG")
+    remove.add_argument("--force", action="store_true", help="even while a VM is connected: its I/O fails")
+    level = commands.add_parser("log-level", help="how much the daemon logs")
+    level.add_argument("level", metavar="LEVEL", choices=["off", "error", "warning", "info", "debug"])
+    commands.add_parser("metrics", help="counters in the Prometheus text format")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Ask, and print the answer."""
+    arguments = {
+        name: getattr(options, name) for name in ("share", "tag", "force", "level") if hasattr(options, name)
+    }
+    if "share" in arguments:
+        tag, equals, path = arguments["share"].partition("=")
+        arguments["share"] = tag + equals + (os.path.abspath(path) if path else "")
+    try:
+        answer = ask(options.path, {"do": options.do, **arguments})
+    except (OSError, ValueError) as error:
+        print(f"virtiofs ctl: {options.path}: {describe(error)}", file=sys.stderr)
+        return 1
+    if "error" in answer:
+        print(f"virtiofs ctl: {answer['error']}", file=sys.stderr)
+        return 1
+    show(options, answer["result"])
+    return 0
+
+
+def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Send one request and return the answer.  Raises `OSError`, or `ValueError` for no answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(path)  # without a time limit: with one, a full backlog is an error at once
+        sock.settimeout(TIMEOUT_SECONDS)
+        sock.sendall(json.dumps(request).encode() + b"\n")
+        with sock.makefile("rb") as lines:
+            line = lines.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("the daemon closed the connection; its control socket is for its own user and root")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def describe(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such socket; start the daemon with --control"
+    if isinstance(error, ConnectionRefusedError):
+        return "no daemon listens there any more"
+    if isinstance(error, TimeoutError):
+        return f"the daemon did not answer within {TIMEOUT_SECONDS:.0f} s"
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def show(options: argparse.Namespace, result: Any) -> None:
+    if getattr(options, "json", False):
+        print(json.dumps(result, indent=2))
+    elif options.do == "status":
+        print(
+            table(
+                ("TAG", "DIRECTORY", "MODE", "SOCKET", "PID", "FILES", "OPEN", "FDS", "EVICTED"),
+                status(result),
+            )
+        )
+        for share in result:
+            for line in queues(share):
+                print(line)
+    elif options.do == "list":
+        print(table(("TAG", "DIRECTORY", "MODE", "SOCKET", "PID"), (row(share) for share in result)))
+    elif isinstance(result, str):
+        print(result, end="" if result.endswith("\n") else "\n")
+
+
+def row(share: dict[str, Any]) -> list[str]:
+    return [
+        share["tag"],
+        share["directory"],
+        "ro" if share["read_only"] else "rw",
+        share["socket"] or "-",
+        str(share["connected"] or "-"),
+    ]
+
+
+def status(shares: list[dict[str, Any]]) -> list[list[str]]:
+    columns = ("inodes", "handles", "descriptors", "evictions")
+    return [row(share) + [str(share["filesystem"].get(name, "-")) for name in columns] for share in shares]
+
+
+def queues(share: dict[str, Any]) -> list[str]:
+    """A line for each queue that runs."""
+    lines = []
+    for index, queue in sorted(share["queues"].items(), key=lambda item: int(item[0])):
+        what = "hiprio" if index == "0" else f"queue {index}"
+        broken = f"; stopped: {queue['broken']}" if queue["broken"] else ""
+        lines.append(f"{share['tag']}: {what}: {queue['requests']} requests{broken}")
+    return lines
+
+
+def table(head: tuple[str, ...], rows: Any) -> str:
+    """Columns as wide as they need to be."""
+    lines = [list(head), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket: what a person or a program asks of a running daemon.  docs/control.md describes it.
+
+Lines of JSON both ways.  The oracle: each line is answered by one line, `{"result": VALUE}` or
+`{"error": TEXT}`, or the connection is closed.  Only root and the daemon's own user are let in.
+
+Nobody can hold the daemon up: every read and write is non-blocking, a client's lines are obeyed one in each
+turn of the supervisor's loop, and nothing more is read from a client that has not taken its answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from virtiofs.daemon import metrics
+from virtiofs.daemon.log import Log
+from virtiofs.daemon.port import SocketFile
+from virtiofs.daemon.supervisor import Supervisor
+
+MAX_LINE = 65536
+MAX_CLIENTS = 16
+CHUNK = 65536
+
+
+class Client:
+    """One connection to the control socket."""
+
+    def __init__(self, sock: socket.socket):
+        self.socket = sock
+        self.incoming = bytearray()
+        self.outgoing = bytearray()
+        self.ended = False  # it will send nothing more
+
+    @property
+    def has_line(self) -> bool:
+        return b"\n" in self.incoming and not self.outgoing
+
+
+class Control:
+    """Answers on `listener`, whose file `path` is removed at the end, what is asked of `supervisor`."""
+
+    def __init__(self, listener: socket.socket, path: str, supervisor: Supervisor, log: Log):
+        self._listener = listener
+        self._file = SocketFile(path)
+        self._supervisor = supervisor
+        self._log = log
+        self._clients: list[Client] = []
+        listener.setblocking(False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do without anything more happening."""
+        return any(client.has_line for client in self._clients)
+
+    def sources(self) -> list[tuple[int, int, Callable[[], None]]]:
+        """Descriptors, poll events, and what to do then; that may also be called when nothing happened."""
+        sources = []
+        if len(self._clients) < MAX_CLIENTS:
+            sources.append((self._listener.fileno(), select.POLLIN, self._accept))
+        for client in self._clients:
+            events = select.POLLOUT if client.outgoing else select.POLLIN
+            sources.append((client.socket.fileno(), events, functools.partial(self._serve, client)))
+        return sources
+
+    def close(self) -> None:
+        """Close the socket and every connection."""
+        for client in list(self._clients):
+            self._drop(client)
+        self._listener.close()
+        self._file.remove()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return  # it is gone again
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", credentials)
+        if uid not in (0, os.geteuid()):
+            self._log.warning(f"control: refused process {pid} of user {uid}")
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._clients.append(Client(sock))
+
+    def _drop(self, client: Client) -> None:
+        client.socket.close()
+        self._clients.remove(client)
+
+    def _serve(self, client: Client) -> None:
+        """Move on with one client, by one line at most."""
+        try:
+            self._flush(client)
+            if not client.outgoing and not client.has_line and not client.ended:
+                self._read(client)
+            if client.has_line:
+                line, _, rest = bytes(client.incoming).partition(b"\n")
+                client.incoming[:] = rest
+                client.outgoing += json.dumps(answer(self._supervisor, line)).encode() + b"\n"
+                self._flush(client)
+        except ConnectionError:
+            self._drop(client)
+            return
+        if len(client.incoming) > MAX_LINE and b"\n" not in client.incoming:
+            self._drop(client)  # no answer can say which line it is for
+        elif client.ended and not client.outgoing and not client.has_line:
+            self._drop(client)
+
+    def _read(self, client: Client) -> None:
+        try:
+            data = client.socket.recv(CHUNK)
+        except BlockingIOError:
+            return
+        client.incoming += data
+        client.ended = not data
+
+    def _flush(self, client: Client) -> None:
+        try:
+            while client.outgoing:
+                del client.outgoing[: client.socket.send(client.outgoing)]
+        except BlockingIOError:
+            pass  # it is read slowly: more when there is room
+
+
+def answer(supervisor: Supervisor, line: bytes) -> dict[str, Any]:
+    """Obey one line: `{"result": VALUE}` or `{"error": TEXT}`."""
+    try:
+        request = json.loads(line)
+        if not isinstance(request, dict):
+            raise ValueError('a request is an object: {"do": COMMAND, ...}')
+        name = request.pop("do", None)
+        command = COMMANDS.get(name) if isinstance(name, str) else None
+        if command is None:
+            raise ValueError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+        arguments, act = command
+        for key, value in request.items():
+            kind = arguments.get(key)
+            if kind is None or type(value) is not kind:
+                raise ValueError(f"{name} takes no {key}={value!r}; it takes {describe(arguments)}")
+        return {"result": act(supervisor, **request)}
+    except (TypeError, RecursionError, UnicodeError):
+        return {"error": "this request lacks an argument, or is no JSON"}
+    except (ValueError, OSError) as error:
+        return {"error": str(error)}
+
+
+def describe(arguments: dict[str, type]) -> str:
+    words = {str: "a string", bool: "true or false"}
+    return ", ".join(f"{key} ({words[kind]})" for key, kind in arguments.items()) or "nothing"
+
+
+def listing(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """What is shared, without asking the workers."""
+    return [
+        {
+            "tag": port.tag,
+            "directory": port.share.where,
+            "read_only": port.share.read_only,
+            "socket": port.path,
+            "connected": port.peer,
+        }
+        for port in supervisor.ports
+    ]
+
+
+def add(supervisor: Supervisor, share: str) -> str | None:
+    return supervisor.add(share).path
+
+
+def remove(supervisor: Supervisor, tag: str, force: bool = False) -> None:
+    supervisor.remove(tag, force)
+
+
+def set_log_level(supervisor: Supervisor, level: str) -> None:
+    supervisor.set_log_level(level)
+
+
+# Arguments by name with their types, and the function that takes them.
+COMMANDS: dict[str, tuple[dict[str, type], Callable[..., Any]]] = {
+    "status": ({}, Supervisor.status),
+    "list": ({}, listing),
+    "add": ({"share": str}, add),
+    "remove": ({"tag": str, "force": bool}, remove),
+    "log-level": ({"level": str}, set_log_level),
+    "metrics": ({}, lambda supervisor: metrics.text(supervisor.ports)),
+}

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One share of a daemon: its socket, the front end that is connected to it, and its worker.
+
+When a front end goes, its worker is left to end by itself and a fresh one waits for the next.  The supervisor
+calls what `sources` names when a descriptor is readable, and looks at `lost` and `over` afterwards: what
+they mean for the daemon is its business.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from virtiofs.daemon import channel, worker
+from virtiofs.daemon.device import ShareDevice
+from virtiofs.daemon.log import Log
+from virtiofs.fs.filesystem import Filesystem
+from virtiofs.sandbox.walls import Place, Walls
+from virtiofs.vhostuser.backend import BackEnd
+from virtiofs.vhostuser.messages import ProtocolError
+from virtiofs.vhostuser.transport import MESSAGE_SECONDS, Connection
+
+# How long a worker may take to finish its requests before it is killed.
+GRACE_SECONDS = 10.0
+# How long somebody who asks for counters waits for a worker that is stopped or drowned.
+ANSWER_SECONDS = 2.0
+
+Source = tuple[int, Callable[[], None]]
+
+
+class Share:
+    """A tree to serve.  `make` makes its file system; it runs in each worker, inside `walls`.
+
+    `where` is for people to read.
+    """
+
+    def __init__(
+        self,
+        tag: bytes,
+        where: str,
+        make: Callable[[Place], Filesystem],
+        walls: Walls,
+        read_only: bool = False,
+    ):
+        self.tag = tag
+        self.where = where
+        self.make = make
+        self.walls = walls
+        self.read_only = read_only
+
+
+class SocketFile:
+    """The file of a listening socket, removed by `remove` unless somebody else has put theirs there."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._found = os.stat(path)
+
+    def remove(self) -> None:
+        try:
+            found = os.stat(self.path)
+            if (found.st_dev, found.st_ino) == (self._found.st_dev, self._found.st_ino):
+                os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+
+class Leaving:
+    """A worker that was told to end."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self.handle = os.pidfd_open(pid)
+        self.deadline = time.monotonic() + GRACE_SECONDS
+
+
+class Port:
+    """Serves `share` on one socket.
+
+    `listener` is a listening AF_UNIX socket, or None to serve only `connected`.  `path`, if given, is the
+    socket's file, which is removed at the end.  `once`: one connection is all.  `patience`: seconds a front
+    end may take for one message, while the others of the daemon wait.
+    """
+
+    def __init__(
+        self,
+        share: Share,
+        queues: int,
+        log: Log,
+        listener: socket.socket | None = None,
+        connected: socket.socket | None = None,
+        path: str | None = None,
+        once: bool = False,
+        patience: float = MESSAGE_SECONDS,
+    ):
+        self.share = share
+        self.lost = False  # the worker died under us
+        self.over = False  # the only connection ended
+        self.connections = 0
+        self.peer: int | None = None
+        self._queues = queues
+        self._log = log
+        self._listener = listener
+        self._first = connected
+        self._file = SocketFile(path) if path else None
+        self._once = once or listener is None
+        self._patience = patience
+        self._connection: Connection | None = None
+        self._back_end: BackEnd | None = None
+        self._device: ShareDevice | None = None
+        self._worker: tuple[int, socket.socket] | None = None
+        self._leaving: list[Leaving] = []
+        self._past: dict[str, list[int]] = {}  # counters of connections that are over
+
+    @property
+    def tag(self) -> str:
+        return self.share.tag.decode()
+
+    @property
+    def path(self) -> str | None:
+        return self._file.path if self._file else None
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    def start(self) -> None:
+        """Get a worker, and serve the front end that is there already.  Raises `WorkerError`."""
+        self._start_worker()
+        if self._first is not None:
+            self._connect(self._first)
+
+    def sources(self) -> list[Source]:
+        """What to wait for, and what to do then, the most urgent first; after one of them, ask again."""
+        sources: list[Source] = [(left.handle, self._reap) for left in self._leaving]
+        # What the front end did before it left comes before whoever wants its place.
+        if self._worker is not None:
+            sources.append((self._worker[1].fileno(), self._look_after_worker))
+        if self._connection is not None:
+            sources.append((self._connection.fileno(), self._step))
+        if self._listener is not None:
+            sources.append((self._listener.fileno(), self._accept))
+        return sources
+
+    def deadline(self) -> float | None:
+        """When `expire` is to be called (monotonic seconds)."""
+        return min((left.deadline for left in self._leaving), default=None)
+
+    def expire(self) -> None:
+        """Kill workers whose time is up."""
+        now = time.monotonic()
+        for left in self._leaving:
+            if left.deadline <= now:
+                self._log.error(f"the worker did not end within {GRACE_SECONDS:.0f} s and is killed")
+                os.kill(left.pid, signal.SIGKILL)
+                left.deadline = now + GRACE_SECONDS
+
+    def begin_end(self) -> None:
+        """Stop listening, drop the front end and let the worker end; `finish` waits for that."""
+        self._disconnect()
+        self._release_worker()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._file is not None:
+            self._file.remove()
+
+    def finish(self) -> None:
+        """Wait for workers that end."""
+        while self._leaving:
+            wait = max(0.0, min(left.deadline for left in self._leaving) - time.monotonic())
+            select.select([left.handle for left in self._leaving], [], [], wait)
+            self._reap()
+            self.expire()
+
+    def recover(self) -> None:
+        """After `lost`: wait for the next front end with a fresh worker."""
+        self.lost = False
+        had_guest = self._connection is not None
+        self._disconnect()
+        if had_guest:  # else it dies by itself, and the next front end gets one
+            self._try_to_start_worker()
+
+    # --- what people ask ---
+
+    def status(self) -> dict[str, Any]:
+        """The state of the share, its queues and its file system, as JSON can say it."""
+        report: dict[str, Any] = {
+            "tag": self.tag,
+            "directory": self.share.where,
+            "read_only": self.share.read_only,
+            "socket": self.path,
+            "connected": self.peer,
+            "connections": self.connections,
+            "worker": self._worker[0] if self._worker else None,
+            "queues": {},
+            "filesystem": {},
+        }
+        return {**report, **self._ask("status")}
+
+    def counters(self) -> dict[str, list[int]]:
+        """What was served since the daemon started, by operation (see `QueueLoop.counters`)."""
+        total = {name: list(row) for name, row in self._past.items()}
+        worker.add_counters(total, self._ask("counters"))
+        return total
+
+    def set_log_level(self, level: str) -> None:
+        """Have the worker log at `level`; ours is the supervisor's."""
+        self._ask("set_log_level", level=level)
+
+    def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """What the worker answers; nothing from one that does not."""
+        if self._worker is None:
+            return {}
+        try:
+            return channel.ask(self._worker[1], {"do": do, **arguments}, (), ANSWER_SECONDS) or {}
+        except OSError as error:
+            self._log.warning(f"while asking for {do}: {error}")
+            return {}
+
+    # --- the front end ---
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        sock, _ = self._listener.accept()
+        if self._connection is not None:
+            self._log.warning(
+                f"refused process {peer(sock)}: another VMM is connected, and a device has one; start a daemon for each"
+            )
+            sock.close()
+            return
+        if self._worker is None and not self._try_to_start_worker():
+            sock.close()
+            return
+        self._connect(sock)
+
+    def _connect(self, sock: socket.socket) -> None:
+        assert self._worker is not None
+        self.peer = peer(sock)
+        self._log.info(f"process {self.peer} connected")
+        self.connections += 1
+        self._connection = Connection(sock, self._patience)
+        self._device = ShareDevice(self.share.tag, self._queues, self._worker[1], self._log)
+        self._back_end = BackEnd(self._device, self._log.warning)
+
+    def _step(self) -> None:
+        """Deal with one message of the front end."""
+        assert self._connection is not None and self._back_end is not None
+        try:
+            if self._back_end.step(self._connection):
+                return
+            self._log.info("the front end disconnected")
+        except ProtocolError as error:
+            self._log.error(f"closing the connection: {error}")
+        except channel.WorkerGone:
+            self._worker_ended()
+            return
+        worker.add_counters(self._past, self._ask("counters"))
+        self._disconnect()
+        self._release_worker()
+        if self._once:
+            self.over = True
+        else:
+            self._start_worker()
+
+    def _disconnect(self) -> None:
+        if self._back_end is not None and self._device is not None:
+            self._device.abandon()
+            try:
+                self._back_end.close()
+            except OSError as error:
+                self._log.debug(f"while disconnecting: {error}")
+        if self._connection is not None:
+            self._connection.close()
+        self._back_end = self._connection = self._device = self.peer = None
+
+    # --- the worker ---
+
+    def _start_worker(self) -> None:
+        try:
+            self._worker = worker.start(self.share.make, self._log, self.share.walls)
+        except channel.WorkerError as error:
+            raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None
+
+    def _try_to_start_worker(self) -> bool:
+        try:
+            self._start_worker()
+        except channel.WorkerError as error:
+            self._log.error(str(error))
+            return False
+        return True
+
+    def _release_worker(self) -> None:
+        """Let the worker finish its requests and end, without waiting for it."""
+        if self._worker is not None:
+            pid, sock = self._worker
+            self._worker = None
+            sock.close()
+            self._leaving.append(Leaving(pid))
+
+    def _reap(self) -> None:
+        """Bury workers that ended as they were told to."""
+        for left in list(self._leaving):
+            if os.waitpid(left.pid, os.WNOHANG)[0]:
+                os.close(left.handle)
+                self._leaving.remove(left)
+
+    def _look_after_worker(self) -> None:
+        assert self._worker is not None
+        if channel.has_ended(self._worker[1]):
+            self._worker_ended()
+
+    def _worker_ended(self) -> None:
+        """The worker died: nothing can answer the guest any more."""
+        assert self._worker is not None
+        pid, sock = self._worker
+        self._worker = None
+        sock.close()
+        _, status = os.waitpid(pid, 0)
+        reason = f"exit status {os.waitstatus_to_exitcode(status)}"
+        if os.WIFSIGNALED(status):
+            reason = signal.Signals(os.WTERMSIG(status)).name
+            if os.WTERMSIG(status) == signal.SIGBUS:
+                reason += ": guest memory vanished under it (the VMM shrank it, or its file system is full)"
+            if os.WTERMSIG(status) == signal.SIGSYS:
+                reason += ": it made a system call that is not allowed; the kernel's log names it with --seccomp log"
+        self._log.error(f"the worker (process {pid}) died: {reason}")
+        self.lost = True
+
+
+def peer(sock: socket.socket) -> int:
+    """The process at the other end of an AF_UNIX connection, as it was when it connected."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
