@@ -42,6 +42,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes below `pid`, the outermost first: where the worker has walls around it, it is the last."""
+    return [below for child in children(pid) for below in (child, *descendants(child))]
+
+
 def said(device: devices.RunningDevice, pattern: str) -> bool:
     """Whether the daemon says a line that matches, now or soon."""
     return devices.wait_until(lambda: any(re.search(pattern, line) for line in device.log), SECONDS)
@@ -141,7 +146,8 @@ def test_a_connected_socket_that_is_passed_is_served_until_it_ends(share: Path) 
 def test_a_signal_ends_it_cleanly(share: Path, number: signal.Signals, connected: bool) -> None:
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(devices.start_ours(share))
-        (worker,) = children(running.process.pid)
+        workers = descendants(running.process.pid)
+        assert workers
         if connected:
             device = Device.connect(running.socket)
             stack.callback(device.disconnect)
@@ -149,7 +155,7 @@ def test_a_signal_ends_it_cleanly(share: Path, number: signal.Signals, connected
         running.process.send_signal(number)
         assert running.process.wait(SECONDS) == 0
         assert not os.path.exists(running.socket)
-        assert not os.path.exists(f"/proc/{worker}")
+        assert [pid for pid in workers if os.path.exists(f"/proc/{pid}")] == []
         assert running.log == []
 
 
@@ -228,38 +234,51 @@ def test_a_vmm_that_talks_nonsense_is_put_out_and_the_next_is_served(share: Path
         assert running.alive
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_worker_that_is_killed_ends_the_daemon_with_a_reason(share: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("which", "number"),
+    [
+        pytest.param(0, signal.SIGKILL, id="outermost-KILL"),
+        pytest.param(0, signal.SIGSEGV, id="outermost-SEGV"),
+        pytest.param(0, signal.SIGABRT, id="outermost-ABRT"),
+        # The first process of a process id namespace gets no other signal that it does not expect.
+        pytest.param(-1, signal.SIGKILL, id="innermost-KILL"),
+    ],
+)
+def test_a_worker_that_is_killed_ends_the_daemon_with_a_reason(
+    share: Path, which: int, number: signal.Signals
+) -> None:
     with devices.start_ours(share) as running:
         device = Device.connect(running.socket)
         assert read(device) == b"contents"
-        (worker,) = children(running.process.pid)
-        os.kill(worker, number)
+        workers = descendants(running.process.pid)
+        os.kill(workers[which], number)
         assert running.process.wait(SECONDS) == 1
-        assert said(running, rf"error: the worker \(process {worker}\) died: {number.name}")
+        assert said(running, rf"error: the worker \(process {workers[0]}\) died: {number.name}")
         assert not os.path.exists(running.socket)
+        assert devices.wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), SECONDS)
         with pytest.raises(DeviceGone):
             device.request("getattr", 1, bytes(16), 104)
         device.disconnect()
 
 
-def test_a_worker_that_is_killed_while_nobody_is_served_ends_the_daemon_too(share: Path) -> None:
+@pytest.mark.parametrize("which", [0, -1], ids=["outermost", "innermost"])
+def test_a_worker_that_is_killed_while_nobody_is_served_ends_the_daemon_too(share: Path, which: int) -> None:
     with devices.start_ours(share) as running:
-        (worker,) = children(running.process.pid)
-        os.kill(worker, signal.SIGKILL)
+        workers = descendants(running.process.pid)
+        os.kill(workers[which], signal.SIGKILL)
         assert running.process.wait(SECONDS) == 1
-        assert said(running, rf"error: the worker \(process {worker}\) died: SIGKILL")
+        assert said(running, rf"error: the worker \(process {workers[0]}\) died: SIGKILL")
 
 
 def test_a_supervisor_that_is_killed_takes_its_worker_with_it(share: Path) -> None:
     with devices.start_ours(share) as running:
         device = Device.connect(running.socket)
         assert read(device) == b"contents"
-        (worker,) = children(running.process.pid)
-        watched = os.pidfd_open(worker)
+        watched = [os.pidfd_open(worker) for worker in descendants(running.process.pid)]
         running.process.kill()
-        assert select.select([watched], [], [], SECONDS)[0] == [watched]
-        os.close(watched)
+        for worker in watched:
+            assert select.select([worker], [], [], SECONDS)[0] == [worker]
+            os.close(worker)
         with pytest.raises(DeviceGone):
             device.request("getattr", 1, bytes(16), 104)
         device.disconnect()

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +29,20 @@ class Served(NamedTuple):
     mountpoint: str = "/mnt"
 
     def worker(self) -> int:
-        """The process id of the daemon's worker."""
+        """The process that has the files: the daemon's only child, or that one's, where it has walls around it."""
         pid = self.daemon.process.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])
+        return pid
 
-    def guest_files(self) -> list[str]:
-        """The host files that the worker has open, apart from what every process has."""
-        links = []
+    def holds(self, inodes: Collection[int]) -> set[int]:
+        """Those of some host files, named by inode number, that the worker has a descriptor of."""
+        device, found = self.host.stat().st_dev, set()
         for entry in os.scandir(f"/proc/{self.worker()}/fd"):
             with contextlib.suppress(FileNotFoundError):
-                links.append(os.readlink(entry.path))
-        return [link for link in links if link.startswith(f"{self.host}/")]
+                status = os.stat(entry.path)
+                found |= {status.st_ino} if status.st_dev == device else set()
+        return found & set(inodes)
 
 
 class Place:
@@ -61,6 +64,13 @@ class Place:
         result = self.run(script, timeout)
         assert result.status == 0, f"status {result.status}: {result.errors.decode(errors='replace')}"
         return result.output.decode("utf-8", "surrogateescape").removesuffix("\n")
+
+    def wait(self, condition: str) -> None:
+        """Wait until a condition of the shell holds in the guest.
+
+        Meant for what the guest is to see within a second, for which it may trust what it knows; five are allowed.
+        """
+        self.output(f"n=0; until {condition}; do [ $((n += 1)) -lt 500 ] || exit 1; usleep 10000; done")
 
     def steps(
         self, *steps: Step, answers: Mapping[str, Callable[[], object]] | None = None, timeout: float = 60.0

@@ -11,8 +11,6 @@ from shares import Place
 
 pytestmark = pytest.mark.guest
 
-SOON = 500  # looks of 10 ms at what should come within the second for which a guest may trust what it knows
-
 
 def test_renaming_over_an_existing_file_replaces_it(place: Place) -> None:
     (place.host / "old").write_text("new contents")
@@ -187,7 +185,7 @@ def test_what_the_host_changes_the_guest_sees_within_seconds(
     (place.host / "dir" / "in").mkdir(parents=True)
     place.output("cat there; ls -l dir; ! [ -e new ] && ! [ -e moved ]")  # what the guest knows from now on
     change(place.host)
-    place.output(f"n=0; until {seen}; do [ $((n += 1)) -lt {SOON} ] || exit 1; usleep 10000; done")
+    place.wait(seen)
 
 
 def test_a_directory_the_host_replaced_is_the_new_one_within_seconds(place: Place) -> None:
@@ -197,7 +195,7 @@ def test_a_directory_the_host_replaced_is_the_new_one_within_seconds(place: Plac
     (place.host / "dir").rename(place.host / "gone")
     (place.host / "dir").mkdir()
     (place.host / "dir" / "new").write_text("new")
-    place.output(f"n=0; until [ -e dir/new ]; do [ $((n += 1)) -lt {SOON} ] || exit 1; usleep 10000; done")
+    place.wait("[ -e dir/new ]")
     assert place.output("cat dir/new; ls dir gone") == "newdir:\nnew\n\ngone:\nold"
 
 

@@ -176,5 +176,5 @@ def test_a_script_is_run_from_the_share_only_if_it_is_executable(place: Place) -
     (place.host / "script").write_text("#!/bin/sh\necho ran as $(id -u)\n")
     assert place.run("./script").status == 126
     (place.host / "script").chmod(0o755)
-    place.output("n=0; until [ -x script ]; do [ $((n += 1)) -lt 500 ] || exit 1; usleep 10000; done")
+    place.wait("[ -x script ]")
     assert place.output("./script; su user -c ./script") == "ran as 0\nran as 1000"

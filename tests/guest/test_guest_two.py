@@ -17,7 +17,6 @@ from shares import Place, Served, directory_for_a_share, serve
 
 pytestmark = pytest.mark.guest
 
-SOON = 500  # looks of 10 ms at what should come within the second for which a guest may trust what it knows
 LINES = 200
 
 
@@ -57,18 +56,13 @@ def two(both: tuple[Served, Served]) -> Iterator[Two]:
     shutil.rmtree(places.host)
 
 
-def wait_in(place: Place, condition: str) -> None:
-    """Until a condition of the shell holds in a guest."""
-    place.output(f"n=0; until {condition}; do [ $((n += 1)) -lt {SOON} ] || exit 1; usleep 10000; done")
-
-
 def test_what_one_writes_the_other_reads(two: Two) -> None:
     two.one.output("echo first >f")
     assert two.other.output("cat f") == "first"
     two.one.output("echo 'longer than before' >f")
-    wait_in(two.other, "grep -q longer f")
+    two.other.wait("grep -q longer f")
     two.other.output("echo back >f")
-    wait_in(two.one, "[ $(cat f) = back ]")
+    two.one.wait("[ $(cat f) = back ]")
 
 
 def test_what_one_writes_in_place_the_other_reads_though_it_has_the_page(two: Two) -> None:
@@ -76,7 +70,7 @@ def test_what_one_writes_in_place_the_other_reads_though_it_has_the_page(two: Tw
     assert two.other.output("cat f") == "0000"
     # The size stays, so only the time of change tells that the cached page is old.
     two.one.do(("open", "f", "f", "rw"), ("pwrite", "f", 0, "1111"))
-    wait_in(two.other, "[ $(cat f) = 1111 ]")
+    two.other.wait("[ $(cat f) = 1111 ]")
 
 
 def test_a_large_file_of_one_is_whole_in_the_other(two: Two, probe: Path) -> None:
@@ -111,7 +105,7 @@ def test_renaming_and_unlinking_in_one_is_seen_in_the_other(two: Two) -> None:
     two.one.output("mkdir a b; echo 1 >a/f; echo 2 >gone")
     assert two.other.output("cat a/f gone") == "1\n2"
     two.one.output("mv a/f b/g; rm gone; mv a c")
-    wait_in(two.other, "[ ! -e gone ] && [ ! -e a ] && [ -e b/g ] && [ -d c ]")
+    two.other.wait("[ ! -e gone ] && [ ! -e a ] && [ -e b/g ] && [ -d c ]")
     assert two.other.output("cat b/g; ls") == "1\nb\nc"
 
 
@@ -148,4 +142,4 @@ def test_renaming_a_directory_under_the_other_gives_no_wrong_file(two: Two) -> N
     two.one.output("mkdir d1 d2; echo one >d1/f; echo two >d2/f")
     assert two.other.output("cat d1/f d2/f") == "one\ntwo"
     two.one.do(("rename", "d1", "d2", "exchange"))
-    wait_in(two.other, "[ $(cat d1/f) = two ] && [ $(cat d2/f) = one ]")
+    two.other.wait("[ $(cat d1/f) = two ] && [ $(cat d2/f) = one ]")
