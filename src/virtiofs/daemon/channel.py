@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,10 @@ def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) 
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """The next message and its descriptors, which are the caller's; None when the other end is gone."""
+    """The next message and its descriptors, which are the caller's; None when the other end is gone.
+
+    Raises `WorkerError` for what is no message: a worker that a guest has taken over may send anything.
+    """
     space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
     try:
         data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
@@ -47,9 +51,18 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
-    if not data:
-        return None
-    return json.loads(data), list(fds)
+    message = None
+    try:
+        message = json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        pass
+    if isinstance(message, dict):
+        return message, list(fds)
+    for fd in fds:
+        os.close(fd)
+    if data:
+        raise WorkerError("what came over the channel is no message")
+    return None
 
 
 def ask(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> Any:
@@ -64,7 +77,9 @@ def ask(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -
         received = None
     if received is None:
         raise WorkerGone("the worker has ended")
-    answer, _ = received
+    answer, unasked = received
+    for fd in unasked:
+        os.close(fd)
     if "error" in answer:
-        raise WorkerError(answer["error"])
+        raise WorkerError(str(answer["error"]) or "the worker gives no reason")
     return answer.get("result")
