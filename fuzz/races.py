@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from pathlib import Path
 
 from fuzz.choices import Choices
@@ -19,11 +20,32 @@ SIZE = MESSAGE + BATCH * SLOT
 MOST_WRITES = 1 << 16
 
 # The first bytes say what is rewritten: how many places, then offset and value of each.
+# Lengths and addresses in the table of the ring and in indirect ones, the available index, a message's length and body.
+PLACES = [
+    [(16 * 4 + 9, 0x80), (16 * 12 + 8, 0x40)],
+    [(16 * 4 + 2, 0xFF), (16 * 8 + 12, 0xFF)],
+    [(TABLES + 0x40 + 8, 0xFF), (TABLES + 0x40 + 12, 7), (TABLES + 0x40 + 14, 0xFF)],
+    [(16 * 32 + 2, 0x0C), (16 * 32 + 4, 0xFF)],
+    [(0x4000 + number, 0xFF) for number in (0, 4, 16, 40, 48, 56)],
+    [(0x4000 + 40, 0x2F), (0x4100 + 40, 0x2F), (0x4200 + 40, 0), (0x4300 + 41, 0)],
+]
 SEEDS = [
-    bytes([2, 2, 1, 0xFF, 8, 0x10, 0x80, share]) + story * 2
-    for share in range(4)
+    bytes([len(places)])
+    + b"".join(where.to_bytes(2, "little") + bytes([value]) for where, value in places)
+    + bytes([number % 4])
+    + story * 2
+    for number, places in enumerate(PLACES)
     for story in [*STORIES, b"".join(ALONE)]
 ]
+
+
+def place(number: int) -> int:
+    """An offset into guest memory: mostly in the rings and tables, or in the first bytes of a message."""
+    if number < 0x4000:
+        return number % (TABLES + BATCH * 0x40)
+    if number < 0xC000:
+        return MESSAGE + (number >> 8) % BATCH * SLOT + number % 256
+    return number % SIZE
 
 
 class Rewriter(threading.Thread):
@@ -36,7 +58,7 @@ class Rewriter(threading.Thread):
         self.places: list[tuple[int, int]] = []
         self.go = threading.Semaphore(0)
         self.idle = threading.Semaphore(0)
-        self.active = False
+        self.active = self.writing = False
         self.writes = 0
 
     def begin(self, places: list[tuple[int, int]]) -> None:
@@ -44,7 +66,11 @@ class Rewriter(threading.Thread):
             (place, old) for where, new in places for place, old in ((where, new), (where, self.view[where]))
         ]
         self.active = True
+        self.writing = not places
         self.go.release()
+        # Both threads write from here on: this one serves without the interpreter's lock, which the other then has.
+        while not self.writing:
+            time.sleep(0)
 
     def end(self) -> None:
         self.active = False
@@ -59,6 +85,7 @@ class Rewriter(threading.Thread):
                 for where, value in places:
                     view[where] = value
                 left -= len(places)
+                self.writing = True
             self.writes += MOST_WRITES - left
             self.idle.release()
 
@@ -77,7 +104,7 @@ class Target:
 
     def __call__(self, data: bytes) -> None:
         choices = Choices(data)
-        places = [(choices.number(2) % SIZE, choices.number(1)) for _ in range(choices.number(1) % 16)]
+        places = [(place(choices.number(2)), choices.number(1)) for _ in range(choices.number(1) % 16)]
         number = choices.number(1) % len(self.shares)
         view = self.memory.view
         view[:] = bytes(SIZE)
