@@ -125,7 +125,7 @@ class Target:
         if len(self.outstanding) == SLOTS:
             self.ring.end_waiting()
             self._collect()
-        slot = next(slot for slot in range(SLOTS) if slot not in self.outstanding)
+        slot = next(slot for slot in range(SLOTS) if 4 * slot not in self.outstanding)
         data = message.data[: REPLIES - MESSAGE]
         room = min(message.room, SLOT - 64)
         layout = choices.number(1)
