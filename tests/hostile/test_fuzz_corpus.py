@@ -17,12 +17,11 @@ NO_NAMESPACES = 77
 
 
 @pytest.mark.parametrize("target", ["rings", "requests", "races", "vhostuser", "channel"])
-def test_kept_inputs_lead_to_no_finding(target):
-    path = f"{Path(virtiofs.__file__).parents[1]}:{ROOT}"
+def test_kept_inputs_lead_to_no_finding(target, tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment["PYTHONPATH"] = f"{Path(virtiofs.__file__).parents[1]}:{ROOT}"
     words = [sys.executable, "-m", "fuzz", target, "--replay", str(ROOT / "fuzz" / "corpus" / target)]
-    done = subprocess.run(
-        words, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     if done.returncode == NO_NAMESPACES:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr[-6000:]
