@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test check bench build debug testbed lint types quick clean
+.PHONY: help demo test check bench build debug fuzz testbed lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
@@ -14,6 +14,7 @@ help:
 	@echo "make check    the quick loop: lint, types, unit and protocol tests"
 	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
+	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
 	@echo "make testbed  Debian packages and a kernel for guests"
 	@echo "make clean    remove what was built"
@@ -43,6 +44,11 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 
 debug: $(VENV)/.installed
 	tools/debug-build $(RUN)
+
+T ?= 600
+fuzz: $(VENV)/.installed
+	tools/fuzz-build $(RUN)
+	fuzz/run --python $(RUN) --seconds $(T)
 
 testbed:
 	@$(PYTHON) tools/testbed

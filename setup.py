@@ -2,6 +2,8 @@
 """Builds the compiled modules: ordinary Python files, translated by Cython (pure Python mode).
 
 `VIRTIOFS_DEBUG=1` builds with assertions, bounds checks and the address sanitiser (see `make debug`).
+`VIRTIOFS_FUZZ=1` does so with clang and counts which branches are taken, in the rooms of plain Python too, and adds
+the fuzzer's engine (see docs/fuzzing.md).
 """
 
 import os
@@ -44,7 +46,17 @@ COMPILED = [
     "virtiofs.sandbox.namespaces",
     "virtiofs.sandbox.process",
 ]
-DEBUG = os.environ.get("VIRTIOFS_DEBUG") == "1"
+# Plain Python that reads what a VMM or a worker sends: compiled only to be fuzzed, so that its branches are counted.
+COUNTED = [
+    *(
+        f"virtiofs.vhostuser.{name}"
+        for name in ("messages", "payloads", "regions", "rings", "device", "backend")
+    ),
+    "virtiofs.vhostuser.transport",
+    "virtiofs.daemon.channel",
+]
+FUZZ = os.environ.get("VIRTIOFS_FUZZ") == "1"
+DEBUG = FUZZ or os.environ.get("VIRTIOFS_DEBUG") == "1"
 
 
 def write_if_changed(path: Path, text: str) -> None:
@@ -62,7 +74,11 @@ try:
 except OSError as error:
     print(f"no stored seccomp programs: {error}", file=sys.stderr)
 
-if DEBUG:
+if FUZZ:
+    sanitizers = "-fsanitize=fuzzer-no-link,address,undefined"
+    compile_args = ["-O1", "-g1", "-UNDEBUG", sanitizers, "-fno-sanitize=function", "-fno-omit-frame-pointer"]
+    link_args = [sanitizers, "-shared-libasan"]
+elif DEBUG:
     compile_args = ["-O1", "-g", "-UNDEBUG", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     link_args = ["-fsanitize=address,undefined"]
 else:
@@ -82,19 +98,35 @@ extensions = [
     for name in COMPILED
 ]
 
-setup(
-    ext_modules=cythonize(
-        extensions,
-        include_path=[str(SOURCE)],
-        build_dir="build/debug-c" if DEBUG else "build/c",
-        nthreads=os.cpu_count() or 1,
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": DEBUG,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": DEBUG,
-            "warn.maybe_uninitialized": True,
-        },
-    ),
-)
+directives = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": DEBUG,
+    "warn.maybe_uninitialized": True,
+}
+build_dir = f"build/{'fuzz' if FUZZ else 'debug'}-c" if DEBUG else "build/c"
+options = {"include_path": [str(SOURCE)], "build_dir": build_dir, "nthreads": os.cpu_count() or 1}
+modules = cythonize(extensions, compiler_directives=directives, **options)
+if FUZZ:
+    # As Python means them: Cython's own meanings of annotations and of indexing are for the rooms written for it.
+    plain = {"language_level": 3, "annotation_typing": False}
+    counted = [
+        Extension(
+            name,
+            [str(SOURCE / (name.replace(".", "/") + ".py"))],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+        )
+        for name in COUNTED
+    ]
+    engine = Extension(
+        "fuzz_engine",
+        ["fuzz/native/fuzz_engine.py"],
+        extra_compile_args=["-O2", "-g1"],  # not counted itself
+    )
+    modules += cythonize(counted, compiler_directives=plain, **options)
+    modules += cythonize([engine], compiler_directives={"language_level": 3}, **options)
+
+setup(ext_modules=modules)

@@ -42,7 +42,10 @@ def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) 
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """The next message and its descriptors, which are the caller's; None when the other end is gone."""
+    """The next message and its descriptors, which are the caller's; None when the other end is gone.
+
+    Raises `WorkerError` for what is no message: a worker that a guest has taken over may send anything.
+    """
     space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
     try:
         data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
@@ -52,9 +55,17 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
-    if not data:
-        return None
-    return json.loads(data), list(fds)
+    message = None
+    try:
+        message = json.loads(data) if data else None
+    except (ValueError, RecursionError):
+        pass
+    if isinstance(message, dict):
+        return message, list(fds)
+    close_all(fds)
+    if data:
+        raise WorkerError("what came over the channel is no message")
+    return None
 
 
 def ask(
@@ -84,7 +95,7 @@ def ask(
         if seconds is not None:
             sock.settimeout(None)
     if "error" in answer:
-        raise WorkerError(answer["error"])
+        raise WorkerError(str(answer["error"]) or "the worker gives no reason")
     return answer.get("result")
 
 
@@ -101,7 +112,7 @@ def has_ended(sock: socket.socket) -> bool:
         received = receive(sock)
         close_all(received[1] if received else ())
         return received is None
-    except BlockingIOError:
+    except (BlockingIOError, WorkerError):  # a message that makes no sense is one that nobody asked for
         return False
     finally:
         sock.setblocking(True)

@@ -98,7 +98,10 @@ class ShareDevice(Device):
     def stop_queue(self, index: int) -> int:
         if self._abandoned:
             return 0
-        return int(self._ask("stop_queue", index=index))
+        base = self._ask("stop_queue", index=index)
+        if not isinstance(base, int) or not 0 <= base <= 0xFFFF:
+            raise channel.WorkerError(f"the worker does not say where queue {index} stands")
+        return base
 
     def set_call(self, index: int, fd: int) -> None:
         self._ask("set_call", [fd] if fd >= 0 else [], index=index)

@@ -121,6 +121,17 @@ class QueueLoop:
             self.serve_until_stopped()
         return self.queue.reason
 
+    def serve_available(self) -> int:
+        """Serve what the ring holds now and return without sleeping.  Returns the number of requests.
+
+        For a caller with a loop of its own, such as a fuzzer: no thread may be in `run`.  Requests that wait
+        for a lock are asked again once.  `queue.reason` says whether the ring broke.
+        """
+        before: uint64_t = self.requests
+        with cython.nogil:
+            self.ask_again(self.drain() < 0)
+        return self.requests - before
+
     def stop(self) -> None:
         """Make `run` return once the request it is serving is done.  May be called from any thread."""
         store_release_u32(cython.address(self.stopping), 1)
