@@ -45,6 +45,8 @@ LONGEST_PAUSE = cython.declare(cython.int, 16)
 # A sleep shorter than this, waking included, was hardly worth it: look at the ring for SPIN first, the next time (ns).
 SHORT_SLEEP = cython.declare(int64_t, 50000)
 SPIN = cython.declare(int64_t, 20000)
+# Requests served in a row while others wait for a lock.
+BATCH = cython.declare(uint32_t, 64)
 LONGEST_PENALTY = cython.declare(uint32_t, 4096)
 
 
@@ -125,11 +127,18 @@ class QueueLoop:
         """Serve what the ring holds now and return without sleeping.  Returns the number of requests.
 
         For a caller with a loop of its own, such as a fuzzer: no thread may be in `run`.  Requests that wait
-        for a lock are asked again once.  `queue.reason` says whether the ring broke.
+        for a lock are asked again.  `queue.reason` says whether the ring broke.
         """
         before: uint64_t = self.requests
+        last: uint64_t
+        broken: cython.bint = False
         with cython.nogil:
-            self.ask_again(self.drain() < 0)
+            while not broken:
+                last = self.requests
+                broken = self.drain() < 0
+                self.ask_again(broken)
+                if self.requests == last or not self.queue.available():
+                    break
         return self.requests - before
 
     def stop(self) -> None:
@@ -227,17 +236,24 @@ class QueueLoop:
     @cython.nogil
     @cython.exceptval(check=False)
     def drain(self) -> cython.int:
-        """Serve what is available, unless told to stop: 0, or -1 for a broken ring."""
+        """Serve what is available, unless told to stop: 0, or -1 for a broken ring.
+
+        A ring that never runs empty may not keep those that wait for a lock from being asked again.
+        """
         length: uint32_t
+        served: uint32_t = 0
         found: cython.int
         began: int64_t = 0
         timed: cython.bint
         while load_acquire_u32(cython.address(self.enabled)) and not load_acquire_u32(
             cython.address(self.stopping)
         ):
+            if self.waiting_count and served >= BATCH:
+                return 0
             found = self.queue.pop()
             if found <= 0:
                 return found
+            served += 1
             timed = self.requests % SAMPLED == 0
             if timed:
                 began = now()
