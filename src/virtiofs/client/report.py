@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -110,5 +112,8 @@ def markdown(results: Results) -> str:
         lines += ["| " + " | ".join(row[i] for i in keep) + " |" for row in rows]
         lines.append("")
     lines += ["Commands:", ""]
-    lines += [f"- {peer['name']}: `{' '.join(peer['command'])}`" for peer in results["peers"]]
+    for peer in results["peers"]:
+        # Where our interpreter lies on this machine is nobody's business.
+        words = [os.path.basename(word) if word == sys.executable else word for word in peer["command"]]
+        lines.append(f"- {peer['name']}: `{' '.join(words)}`")
     return "\n".join(lines) + "\n"
