@@ -34,6 +34,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.credentials",
     "virtiofs.fs.passthrough.attributes",
     "virtiofs.fs.passthrough.names",
+    "virtiofs.fs.passthrough.opening",
     "virtiofs.fs.passthrough.files",
     "virtiofs.fs.passthrough.directories",
     "virtiofs.fs.passthrough.xattrs",

@@ -16,7 +16,7 @@ class Filesystem(Handlers):
     """A tree that can be served to a guest.
 
     Life: made once, before the first request; `start_thread` on each thread that will serve; any number of
-    sessions, each ended by `drop_guest_state`; `close`.  `wait_limit`: seconds a request may wait, for a lock,
+    sessions, each ended by `reset`; `close`.  `wait_limit`: seconds a request may wait, for a lock,
     before it is refused.
     """
 

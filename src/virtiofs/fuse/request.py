@@ -80,12 +80,6 @@ class Handlers:
         self.reset = cython.NULL
         self.context = cython.NULL
 
-    def drop_guest_state(self) -> None:
-        """Forget all inodes and close all handles that the guest holds."""
-        if self.reset != cython.NULL:
-            with cython.nogil:
-                self.reset(self.context)
-
     def implemented(self) -> list[str]:
         """The names of the operations that have a handler."""
         return [

@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-from libc.stdint cimport uint32_t
 from virtiofs.fs.passthrough.context cimport Share
 from virtiofs.fuse.request cimport Request
 
-cdef int open_flags(Share* share, Request* request, uint32_t flags) noexcept nogil
-
-cdef int open_(void* context, Request* request) noexcept nogil
-cdef int create(void* context, Request* request) noexcept nogil
-cdef int tmpfile(void* context, Request* request) noexcept nogil
 cdef int read_(void* context, Request* request) noexcept nogil
 cdef int write_(void* context, Request* request) noexcept nogil
 cdef int flush(void* context, Request* request) noexcept nogil

@@ -43,16 +43,13 @@ from cython.cimports.virtiofs.fs.passthrough.directories import (
 from cython.cimports.virtiofs.fs.passthrough.files import (
     copy_file_range_,
     copy_file_range_64,
-    create,
     fallocate_,
     flush,
     fsync_,
     lseek_,
-    open_,
     read_,
     release_,
     syncfs_,
-    tmpfile,
     write_,
 )
 from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_release_all, handles_init
@@ -88,6 +85,7 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
     symlink,
     unlink,
 )
+from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfile
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
