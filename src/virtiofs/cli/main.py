@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "share directories with VMs over vhost-user",
     "ctl": "ask a running daemon, or change what it shares",
     "run": "run a command in a throw-away guest that has directories shared",
+    "check": "check that a virtio-fs device is right and robust",
     "bench": "measure virtio-fs daemons side by side",
 }
 
