@@ -42,7 +42,7 @@ def test_our_daemon_keeps_every_sentence(ours: run.Report):
     assert [
         (outcome.check.sentence, outcome.detail)
         for outcome in ours.outcomes
-        if outcome.result != PASSED and outcome.check.sentence != MANY_QUEUES
+        if outcome.result != PASSED and (outcome.check.sentence != MANY_QUEUES or os.cpu_count() != 1)
     ] == []
     assert ours.count(PASSED) > 110
     assert ours.unserved == ["bmap", "poll", "setupmapping", "removemapping"]

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from virtiofs.sandbox.walls import Place, Walls
 
 MAX_QUEUES = 64
+# A queue that no front end starts costs nothing; a thread runs for each that is started.
+DEFAULT_QUEUES = min(len(os.sched_getaffinity(0)), 8)
 MIN_DESCRIPTORS = 1400
 MAX_LOCK_WAIT = 30 * 86400
 DEFAULT_TAG = "virtiofs"
@@ -75,7 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--readonly", action="store_true", help="refuse every change")
     parser.add_argument(
-        "--queues", metavar="N", type=int, default=1, help="request queues, 1 to 64 (%(default)s)"
+        "--queues",
+        metavar="N",
+        type=int,
+        default=DEFAULT_QUEUES,
+        help="request queues a VMM may use, 1 to 64 (%(default)s: one for each processor, at most 8)",
     )
     parser.add_argument(
         "--cache",
