@@ -75,7 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the name the guest mounts, for VMMs that ask the device for it ({DEFAULT_TAG}); QEMU's"
         " vhost-user-fs-pci has its own tag option",
     )
-    parser.add_argument("--readonly", action="store_true", help="refuse every change")
     parser.add_argument(
         "--queues",
         metavar="N",
@@ -83,6 +82,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_QUEUES,
         help="request queues a VMM may use, 1 to 64 (%(default)s: one for each processor, at most 8)",
     )
+    parser.add_argument(
+        "--no-announce-submounts",
+        action="store_true",
+        help="do not show mounts below the directory as mounts in the guest",
+    )
+    add_share_arguments(parser)
+
+
+def add_share_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments about what is shared and how safely, whoever it is shared with."""
+    parser.add_argument("--readonly", action="store_true", help="refuse every change")
     parser.add_argument(
         "--cache",
         metavar="MODE",
@@ -136,12 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         type=float,
         default=600.0,
-        help="seconds a guest's program may wait for a lock before it gets ENOLCK (%(default)g)",
-    )
-    parser.add_argument(
-        "--no-announce-submounts",
-        action="store_true",
-        help="do not show mounts below the directory as mounts in the guest",
+        help="seconds a guest's program may wait for a lock before it gets ENOLCK (%(default).0f)",
     )
     parser.add_argument(
         "--rlimit-nofile",

@@ -92,7 +92,7 @@ class Loop:
     @cython.nogil
     @cython.exceptval(check=False)
     def hold(self, head: uint16_t) -> cython.bint:
-        """Set the current request aside, which is known to `complete` as `head`.  False if there are too many already."""
+        """Set the current request aside, known to `complete` as `head`.  False if there are too many already."""
         if self.waiting == cython.NULL:
             self.waiting = cython.cast(cython.pointer(Waiting), calloc(MOST_WAITING, cython.sizeof(Waiting)))
         if self.waiting == cython.NULL or self.waiting_count == MOST_WAITING:
