@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let other users in (root: on; others: off, and it takes user_allow_other in /etc/fuse.conf)",
     )
     parser.add_argument(
-        "--threads", metavar="N", type=int, default=2, help="requests served at a time, 1 to 64 (%(default)s)"
+        "--threads",
+        metavar="N",
+        type=int,
+        default=1,
+        help="requests served at a time, 1 to 64: one is the quickest for each request; more do not wait for each"
+        " other's slow disk (%(default)s)",
     )
     parser.add_argument(
         "--background",

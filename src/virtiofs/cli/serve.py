@@ -188,7 +188,7 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
         "--ready-fd",
         metavar="N",
         type=int,
-        help="write a line to this descriptor and close it when a VMM may connect; systemd is told by itself",
+        help="write a line to this descriptor and close it when it is ready; systemd is told by itself",
     )
     ownership.add_arguments(parser)
 
