@@ -132,6 +132,20 @@ def test_two_processes_of_one_guest_exclude_each_other_and_one_never_itself(gues
     first.lock(WRITE, owner=2)
 
 
+def test_a_lock_of_an_open_file_goes_with_its_handle_whoever_is_named_at_closing(guests):
+    """F_OFD_SETLK: its owner is the open file, of which Linux says no more than RELEASE."""
+    first, second, other = File(guests.one, "f"), File(guests.one, "f"), File(guests.two, "f")
+    first.lock(WRITE, owner=11, start=0, end=9)
+    second.lock(WRITE, owner=22, start=10, end=19)
+    guests.one.flush(first.node, first.fh, 1)  # a process that closes one descriptor of it
+    assert refused(lambda: other.lock(WRITE, start=0, end=9)) == errno.EAGAIN
+    guests.one.release(first.node, first.fh)
+    other.lock(WRITE, start=0, end=9)
+    assert refused(lambda: other.lock(WRITE, start=10, end=19)) == errno.EAGAIN
+    guests.one.release(second.node, second.fh)
+    other.lock(WRITE, start=10, end=19)
+
+
 def test_flock_belongs_to_the_open_file(guests):
     first, second = File(guests.one, "f"), File(guests.one, "f")
     first.lock(WRITE, owner=1, flags=FLOCK)
