@@ -21,7 +21,7 @@ from sharing import ROOT
 from virtiofs.client.device import Device
 from virtiofs.client.session import Session
 
-STEPS = 1600
+STEPS = 800
 DECOYS = 40  # more than the pool of descriptors holds, so that ways back are walked again and again
 RENAME_EXCHANGE = 2
 # By the rules alone, with every directory reached by name again; and as served by default.

@@ -186,7 +186,7 @@ def test_forgetting_a_file_under_a_request_that_uses_it_frees_nothing_in_use(tmp
         session = Session(device)
         node = session.lookup(ROOT, "f0").nodeid
         handle = session.open(node).fh
-        for _ in range(1500):
+        for _ in range(600):
             # Three in flight at once, on three threads of the worker.
             session.queue = 1
             look = session.begin("lookup", ROOT, ["f0"])
