@@ -80,8 +80,9 @@ def errs(subject: Subject) -> None:
 
 def kills(subject: Subject) -> None:
     subject.session.getattr(1)
-    for pid in subject.processes():
-        os.kill(pid, signal.SIGSEGV)
+    first = subject.processes()[0]
+    os.kill(first, signal.SIGSEGV)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
     subject.must_live()
 
 

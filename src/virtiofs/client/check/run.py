@@ -110,8 +110,6 @@ def _one(subject: Subject, check: Check) -> Outcome:
         detail = f"{code + ': ' if code else ''}{error.strerror or error}"
     except (Failed, ReplyError, FrontEndError, DriverError) as reason:
         detail = str(reason)
-    if result == FAILED:
-        subject.leave()  # the session may be in disorder
-    if crash := subject.crash():
+    if crash := subject.crash(disorder=result == FAILED):
         return Outcome(check, FAILED, f"{detail}; {crash}" if detail and crash not in detail else crash)
     return Outcome(check, result, detail)

@@ -94,6 +94,8 @@ class Subject:
         """A new connection; an earlier one is closed first.  Raises `NotApplicable` when there is none to be had."""
         self.leave()
         if self._peer is not None and (self._process is None or self._process.poll() is not None):
+            if crash := self.crash():
+                raise Failed(crash)
             self._start(self._peer)
         deadline = time.monotonic() + (START_SECONDS if self._peer else AGAIN_SECONDS)
         while True:
@@ -200,13 +202,21 @@ class Subject:
                     tree += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
         return tree
 
-    def crash(self) -> str:
-        """How the daemon crashed, once the connection of the last check is over; empty if it did not."""
-        if self._session is None:
+    def crash(self, disorder: bool = False) -> str:
+        """How the daemon crashed, once the connection of the last check is over; empty if it did not.  Told once.
+
+        `disorder`: something went wrong; the shared session is given up, and a daemon that is dying may take its time.
+        """
+        if disorder or self._session is None:
             self.leave()
+        if disorder and self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
         if self._process is None or (self._process.poll() or 0) >= 0:
             return ""
-        return f"the daemon was killed by {signal.Signals(-self._process.returncode).name}"
+        told = f"the daemon was killed by {signal.Signals(-self._process.returncode).name}"
+        self._process = None
+        return told
 
     def must_live(self) -> None:
         """End the connection; raise `Failed` if the daemon crashed."""
