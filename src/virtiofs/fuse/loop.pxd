@@ -32,15 +32,19 @@ cdef class QueueLoop:
     cdef readonly uint32_t waiting_count
     cdef int64_t wait_limit          # ns
     cdef int pause                   # ms until the waiting are asked again
-    cdef bint spinning               # look at the ring for a while before sleeping
-    cdef uint32_t patience           # sleeps until spinning is tried again
-    cdef uint32_t penalty            # what `patience` becomes when it was in vain
+    cdef int64_t span                # ns to look at the ring before sleeping; 0: not at all
+    cdef bint vain                   # that was done, and no chain came
+    cdef int64_t allowance           # ns that may still be spent in vain
+    cdef int64_t accounted           # when the allowance was last added to
+    cdef uint32_t patience           # sleeps until it is tried again
+    cdef uint32_t penalty            # what `patience` becomes when it was in vain at full length
 
     cdef void rouse(self)
     cdef int serve_until_stopped(self) noexcept nogil
     cdef int drain(self) noexcept nogil
     cdef bint spin(self) noexcept nogil
     cdef int sleep(self) noexcept nogil
+    cdef void learn(self, int64_t began) noexcept nogil
     cdef void complete(self, uint16_t head, uint32_t length) noexcept nogil
     cdef bint hold(self) noexcept nogil
     cdef void ask_again(self, bint give_up) noexcept nogil

@@ -4,8 +4,8 @@
 The thread takes a chain, serves it and gives it back before it takes the next, and sleeps only when the ring
 is empty.  Each completion asks the guest's event index whether to notify; a guest that is still busy with
 earlier replies is not disturbed.  Where kicks keep coming right after it fell asleep, it looks at the ring for a
-moment before it sleeps (as KVM's halt polling does).  The kick descriptor is watched edge-triggered, so that its
-counter never has to be read: one system call for each sleep.
+moment before it sleeps (docs/performance.md says how long, and what that may cost).  The kick descriptor is watched
+edge-triggered, so that its counter never has to be read: one system call for each sleep.
 
 The thread counts what it serves, by plain additions that readers may see a moment late.  Reading the clock
 twice costs 50 ns, more than some requests' share of the work, so only every 17th request is timed.
@@ -15,7 +15,7 @@ import os
 
 import cython
 from cython.cimports.libc.errno import EINTR, ENOLCK, errno
-from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.unistd import close, dup2, write
@@ -32,7 +32,12 @@ from cython.cimports.virtiofs.fuse.events import (
 from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, allocate, release
 from cython.cimports.virtiofs.fuse.session import WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, set_aside, take_up
-from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, relax, store_release_u32
+from cython.cimports.virtiofs.virtqueue.atomics import (
+    load_acquire_u16,
+    load_acquire_u32,
+    relax,
+    store_release_u32,
+)
 from cython.cimports.virtiofs.virtqueue.split import SplitQueue
 
 from virtiofs.fuse import abi
@@ -42,12 +47,21 @@ NAMES = {operation.opcode: operation.name for operation in abi.OPERATIONS}
 # How long the loop sleeps, in milliseconds, before it asks waiting requests again: doubled each time in vain.
 SHORTEST_PAUSE = cython.declare(cython.int, 1)
 LONGEST_PAUSE = cython.declare(cython.int, 16)
-# A sleep shorter than this, waking included, was hardly worth it: look at the ring for SPIN first, the next time (ns).
-SHORT_SLEEP = cython.declare(int64_t, 50000)
-SPIN = cython.declare(int64_t, 20000)
+# How long the loop looks at the ring before it sleeps (ns): as KVM's halt_poll_ns, doubled while that is too short for
+# what comes, and given up after a sleep that no such look could have spared.
+SHORTEST_SPAN = cython.declare(int64_t, 25000)
+LONGEST_SPAN = cython.declare(int64_t, 100000)
+# A chain that comes this soon after a look in vain came because the processor was given up (ns).
+AT_ONCE = cython.declare(int64_t, 10000)
+# Of all time, one part in so many may be spent looking in vain; and what may be saved up for that (ns).
+SHARE = cython.declare(int64_t, 8)
+MOST_ALLOWANCE = cython.declare(int64_t, 10000000)
 # Requests served in a row while others wait for a lock.
 BATCH = cython.declare(uint32_t, 64)
-LONGEST_PENALTY = cython.declare(uint32_t, 4096)
+# Asked before the walls are up: inside them there is no /sys to tell.
+PROCESSORS = os.cpu_count() or 1
+NEVER = cython.declare(uint32_t, 0xFFFFFFFF)  # as `patience`: where there is one processor only
+LONGEST_PENALTY = cython.declare(uint32_t, 1024)
 
 
 @cython.cclass
@@ -69,6 +83,8 @@ class QueueLoop:
         self.wait_limit = int(wait_limit * 1_000_000_000)
         self.pause = SHORTEST_PAUSE
         self.penalty = 1
+        self.patience = 0 if PROCESSORS > 1 else NEVER
+        self.allowance = MOST_ALLOWANCE
         self.kick = kick
         # There is always a descriptor to write to, so that a later one can take its number (see set_call).
         self.call = call if call >= 0 else os.eventfd(0)
@@ -182,7 +198,7 @@ class QueueLoop:
             if self.waiting_count:
                 self.ask_again(False)
             if load_acquire_u32(cython.address(self.enabled)) and (
-                (self.spinning and self.spin()) or self.queue.arm()
+                (self.span and self.spin()) or self.queue.arm()
             ):
                 continue
             if self.sleep() < 0:
@@ -193,25 +209,24 @@ class QueueLoop:
     @cython.nogil
     @cython.exceptval(check=False)
     def spin(self) -> cython.bint:
-        """Look at the ring for SPIN nanoseconds: whether a chain came.
+        """Look at the ring for `span` nanoseconds: whether a chain came.
 
-        Meanwhile the guest need not kick, and nobody has to be woken.  When none came, it was in vain: then it is
-        not tried for a while, and for twice as long each time in a row.
+        Meanwhile the guest need not kick, and nobody has to be woken.
         """
         _i: cython.int
-        end: int64_t = now() + SPIN
+        index: cython.pointer(uint8_t) = self.queue.avail + 2
+        seen: uint16_t = self.queue.next_avail
+        end: int64_t = now() + self.span
         while not load_acquire_u32(cython.address(self.stopping)):
             for _i in range(32):
-                if self.queue.available():
+                if load_acquire_u16(index) != seen:
                     self.penalty = 1
                     return True
                 relax()
             if now() >= end:
                 break
-        self.spinning = False
-        self.patience = self.penalty
-        if self.penalty < LONGEST_PENALTY:
-            self.penalty *= 2
+        self.vain = True
+        self.allowance -= self.span
         return False
 
     @cython.cfunc
@@ -220,17 +235,44 @@ class QueueLoop:
     def sleep(self) -> cython.int:
         """Wait to be kicked or roused, or for the time to ask the waiting again: 0, or -1 if that failed."""
         event: epoll_event
-        slept: int64_t = now()
+        began: int64_t = now()
         if epoll_wait(self.poll, cython.address(event), 1, self.pause if self.waiting_count else -1) < 0 and (
             errno != EINTR
         ):
             return -1
-        slept = now() - slept
-        if self.patience:
-            self.patience -= 1
-        elif slept < SHORT_SLEEP:
-            self.spinning = True
+        self.learn(began)
         return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def learn(self, began: int64_t) -> cython.void:
+        """After a sleep that began then: how long to look at the ring before the next.
+
+        A chain that comes at once after a look in vain means that the guest can not run while we look, as on one
+        processor.  Then, and where even the longest is too short, it is not tried for a while, and for twice as long
+        each time in a row.
+        """
+        time: int64_t = now()
+        self.allowance += (time - self.accounted) // SHARE
+        if self.allowance > MOST_ALLOWANCE:
+            self.allowance = MOST_ALLOWANCE
+        self.accounted = time
+        if self.patience:
+            if self.patience != NEVER:
+                self.patience -= 1
+        elif time - began > LONGEST_SPAN:
+            self.span = 0
+        elif self.vain and (self.span == LONGEST_SPAN or time - began < AT_ONCE):
+            self.span = 0
+            self.patience = self.penalty
+            if self.penalty < LONGEST_PENALTY:
+                self.penalty *= 2
+        elif self.span < LONGEST_SPAN:
+            self.span = 2 * self.span if self.span else SHORTEST_SPAN
+        self.vain = False
+        if self.allowance < self.span:
+            self.span = 0
 
     @cython.cfunc
     @cython.nogil
