@@ -32,6 +32,8 @@ cdef class QueueLoop:
     cdef readonly uint32_t waiting_count
     cdef int64_t wait_limit          # ns
     cdef int pause                   # ms until the waiting are asked again
+    cdef bint owing                  # the guest was not yet told of what was given back
+    cdef int64_t owing_since
     cdef int64_t span                # ns to look at the ring before sleeping; 0: not at all
     cdef bint vain                   # that was done, and no chain came
     cdef int64_t allowance           # ns that may still be spent in vain
@@ -46,6 +48,9 @@ cdef class QueueLoop:
     cdef int sleep(self) noexcept nogil
     cdef void learn(self, int64_t began) noexcept nogil
     cdef void complete(self, uint16_t head, uint32_t length) noexcept nogil
+    cdef bint may_owe(self) noexcept nogil
+    cdef bint takes_long(self) noexcept nogil
+    cdef void notify(self) noexcept nogil
     cdef bint hold(self) noexcept nogil
     cdef void ask_again(self, bint give_up) noexcept nogil
     cdef void count(self) noexcept nogil

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One queue, served by one thread until it is told to stop.
 
-The thread takes a chain, serves it and gives it back before it takes the next, and sleeps only when the ring
-is empty.  Each completion asks the guest's event index whether to notify; a guest that is still busy with
-earlier replies is not disturbed.  Where kicks keep coming right after it fell asleep, it looks at the ring for a
-moment before it sleeps (docs/performance.md says how long, and what that may cost).  The kick descriptor is watched
-edge-triggered, so that its counter never has to be read: one system call for each sleep.
+The thread takes a chain, serves it and gives it back before it takes the next, and sleeps only when the ring is
+empty.  Whether to notify is the guest's event index's to say: a guest that is still busy with earlier replies is not
+disturbed.  One that has more requests in the ring is told of several replies together.  Where kicks keep coming right
+after it fell asleep, it looks at the ring for a moment before it sleeps (docs/performance.md says how long, and what
+that may cost).  The kick descriptor is watched edge-triggered, so that its counter never has to be read: one system
+call for each sleep.
 
 The thread counts what it serves, by plain additions that readers may see a moment late.  Reading the clock
 twice costs 50 ns, more than some requests' share of the work, so only every 17th request is timed.
@@ -35,6 +36,7 @@ from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, se
 from cython.cimports.virtiofs.virtqueue.atomics import (
     load_acquire_u16,
     load_acquire_u32,
+    load_u32,
     relax,
     store_release_u32,
 )
@@ -56,6 +58,11 @@ AT_ONCE = cython.declare(int64_t, 10000)
 # Of all time, one part in so many may be spent looking in vain; and what may be saved up for that (ns).
 SHARE = cython.declare(int64_t, 8)
 MOST_ALLOWANCE = cython.declare(int64_t, 10000000)
+# How long, at most, a guest that has more requests in the ring is left asleep over a finished one (ns), but for the one
+# that is served when that time is over; those that may wait for storage are not begun before it is told.
+LONGEST_DEBT = cython.declare(int64_t, 20000)
+SLOW_NAMES = ("fsync", "fsyncdir", "syncfs", "flush", "fallocate", "copy_file_range", "copy_file_range_64")
+SLOW = cython.declare(uint64_t, sum(1 << abi.BY_NAME[name].opcode for name in SLOW_NAMES))
 # Requests served in a row while others wait for a lock.
 BATCH = cython.declare(uint32_t, 64)
 # Asked before the walls are up: inside them there is no /sys to tell.
@@ -291,8 +298,10 @@ class QueueLoop:
             cython.address(self.stopping)
         ):
             if self.waiting_count and served >= BATCH:
-                return 0
+                break
             found = self.queue.pop()
+            if self.owing and (found <= 0 or self.takes_long()):
+                self.notify()
             if found <= 0:
                 return found
             served += 1
@@ -316,7 +325,11 @@ class QueueLoop:
             self.count()
             if timed:
                 self.time(began)
-            self.complete(self.queue.chain.head, length)
+            self.queue.push(self.queue.chain.head, length)
+            if not self.may_owe():
+                self.notify()
+        if self.owing:
+            self.notify()
         return 0
 
     @cython.cfunc
@@ -347,10 +360,49 @@ class QueueLoop:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
+    def may_owe(self) -> cython.bint:
+        """Whether telling the guest of the chain that was just given back can wait for the next one.
+
+        The guest sees the chain if it looks; this is about waking it.  A guest with one request in flight is told at
+        once, and one with many for several together, up to LONGEST_DEBT after the first.
+        """
+        if not self.queue.available():
+            return False
+        if not self.owing:
+            self.owing = True
+            self.owing_since = now()
+            return True
+        return now() - self.owing_since < LONGEST_DEBT
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def takes_long(self) -> cython.bint:
+        """Whether the chain just taken seems to hold a request that waits for storage.
+
+        Only a guess, by guest memory that may change: the request itself is copied and checked later.
+        """
+        opcode: uint32_t
+        if not self.queue.chain.readable_count or self.queue.chain.readable[0].iov_len < 8:
+            return False
+        opcode = load_u32(cython.cast(cython.pointer(uint8_t), self.queue.chain.readable[0].iov_base) + 4)
+        return opcode < OPCODES and SLOW >> opcode & 1
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
         """Give a chain back, and tell the guest if it asked to be told."""
-        one: uint64_t = 1
         self.queue.push(head, length)
+        self.notify()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def notify(self) -> cython.void:
+        """Tell the guest of all that was given back since the last time, if it asked to be told."""
+        one: uint64_t = 1
+        self.owing = False
         if self.queue.notify_needed():
             write(self.call, cython.address(one), 8)
 
