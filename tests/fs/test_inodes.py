@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +124,73 @@ def test_an_unlinked_file_that_the_guest_still_knows_can_be_used(small):
     assert (attributes.size, attributes.nlink) == (7, 0)
     assert session.read(node, handle, 0, 100) == b"content"
     session.release(node, handle)
+
+
+@pytest.mark.parametrize("remove", ["unlink", "rename", "rmdir"])
+def test_what_was_only_looked_up_outlives_its_removal_by_the_guest(small, remove):
+    """As under a program whose working directory is removed, or that holds a file by O_PATH."""
+    session, host, _ = small
+    if remove == "rmdir":
+        (host / "a").mkdir()
+    else:
+        (host / "a").touch()
+    (host / "other").touch()
+    node = session.lookup(ROOT, "a").nodeid
+    if remove == "rename":
+        session.rename(ROOT, "other", ROOT, "a")
+    else:
+        getattr(session, remove)(ROOT, "a")
+    assert session.getattr(node).nlink == 0
+
+
+def test_removed_files_that_the_guest_never_forgets_do_not_use_up_the_pool(small, way):
+    if way == "never":
+        pytest.skip("without handles a removed file has no way back but its descriptor")
+    session, host, running = small
+    before = descriptors(running)
+    for i in range(4 * POOL):
+        (host / f"a{i}").touch()
+        session.lookup(ROOT, f"a{i}")
+        session.unlink(ROOT, f"a{i}")
+    (host / "b").write_text("content")
+    assert session.getattr(session.lookup(ROOT, "b").nodeid).size == 7
+    assert descriptors(running) <= before + POOL + 2
+
+
+def test_a_node_is_never_another_file_that_took_its_name_meanwhile(small):
+    """Status and handle are taken by name, one after the other: the name may change its meaning in between."""
+    session, host, _ = small
+    names = [host / "a", host / "b", host / "c"]
+    stop = threading.Event()
+
+    def exchange() -> None:
+        while not stop.is_set():
+            for source, target in zip(names, [names[2], *names[:2]], strict=True):
+                source.rename(target)
+
+    (host / "a").write_text("a")
+    (host / "b").write_text("bb")
+    sizes = {(host / "a").stat().st_ino: 1, (host / "b").stat().st_ino: 2}
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        for _ in range(1000):
+            try:
+                entry = session.lookup(ROOT, "a")
+            except FileNotFoundError:
+                continue
+            assert entry.attr.size == sizes[entry.attr.ino]
+            with contextlib.suppress(OSError):
+                attributes = session.getattr(entry.nodeid)
+                assert (attributes.ino, attributes.size) == (entry.attr.ino, entry.attr.size)
+            session.forget(entry.nodeid)
+    finally:
+        stop.set()
+        thread.join()
+    for name in ("a", "b", "c"):
+        if (host / name).exists():
+            entry = session.lookup(ROOT, name)
+            assert session.getattr(entry.nodeid).size == sizes[entry.attr.ino]
 
 
 def test_a_file_replaced_by_the_guest_can_still_be_used(small):

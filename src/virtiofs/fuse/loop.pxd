@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t
 from virtiofs.fuse.serving cimport Loop
 from virtiofs.virtqueue.split cimport SplitQueue
 
@@ -11,12 +11,21 @@ cdef class QueueLoop(Loop):
     cdef int poll
     cdef bint open       # the descriptors above are ours to close
     cdef int enabled
-    cdef bint spinning               # look at the ring for a while before sleeping
-    cdef uint32_t patience           # sleeps until spinning is tried again
-    cdef uint32_t penalty            # what `patience` becomes when it was in vain
+    cdef bint owing                  # the guest was not yet told of what was given back
+    cdef int64_t owing_since
+    cdef int64_t span                # ns to look at the ring before sleeping; 0: not at all
+    cdef bint vain                   # that was done, and no chain came
+    cdef int64_t allowance           # ns that may still be spent in vain
+    cdef int64_t accounted           # when the allowance was last added to
+    cdef uint32_t patience           # sleeps until it is tried again
+    cdef uint32_t penalty            # what `patience` becomes when it was in vain at full length
 
     cdef void rouse(self)
     cdef int serve_until_stopped(self) noexcept nogil
     cdef int drain(self) noexcept nogil
     cdef bint spin(self) noexcept nogil
     cdef int sleep(self) noexcept nogil
+    cdef void learn(self, int64_t began) noexcept nogil
+    cdef bint may_owe(self) noexcept nogil
+    cdef bint takes_long(self) noexcept nogil
+    cdef void notify(self) noexcept nogil

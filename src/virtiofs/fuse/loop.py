@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """One queue, served by one thread until it is told to stop.
 
-The thread takes a chain, serves it and gives it back before it takes the next, and sleeps only when the ring
-is empty.  Each completion asks the guest's event index whether to notify; a guest that is still busy with
-earlier replies is not disturbed.  Where kicks keep coming right after it fell asleep, it looks at the ring for a
-moment before it sleeps (as KVM's halt polling does).  The kick descriptor is watched edge-triggered, so that its
-counter never has to be read: one system call for each sleep.
+The thread takes a chain, serves it and gives it back before it takes the next, and sleeps only when the ring is
+empty.  Whether to notify is the guest's event index's to say: a guest that is still busy with earlier replies is not
+disturbed.  One that has more requests in the ring is told of several replies together.  Where kicks keep coming right
+after it fell asleep, it looks at the ring for a moment before it sleeps (docs/performance.md says how long, and what
+that may cost).  The kick descriptor is watched edge-triggered, so that its counter never has to be read: one system
+call for each sleep.
 """
 
 import os
 
 import cython
 from cython.cimports.libc.errno import EINTR, ENOLCK, errno
-from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.unistd import close, dup2, write
 from cython.cimports.virtiofs.fuse.events import (
@@ -25,16 +26,39 @@ from cython.cimports.virtiofs.fuse.events import (
     epoll_event,
     epoll_wait,
 )
+from cython.cimports.virtiofs.fuse.request import OPCODES
 from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
 from cython.cimports.virtiofs.fuse.session import WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import now
-from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, relax, store_release_u32
+from cython.cimports.virtiofs.virtqueue.atomics import (
+    load_acquire_u16,
+    load_acquire_u32,
+    load_u32,
+    relax,
+    store_release_u32,
+)
 from cython.cimports.virtiofs.virtqueue.split import SplitQueue
 
-# A sleep shorter than this, waking included, was hardly worth it: look at the ring for SPIN first, the next time (ns).
-SHORT_SLEEP = cython.declare(int64_t, 50000)
-SPIN = cython.declare(int64_t, 20000)
-LONGEST_PENALTY = cython.declare(uint32_t, 4096)
+from virtiofs.fuse import abi
+
+# How long the loop looks at the ring before it sleeps (ns): as KVM's halt_poll_ns, doubled while that is too short for
+# what comes, and given up after a sleep that no such look could have spared.
+SHORTEST_SPAN = cython.declare(int64_t, 25000)
+LONGEST_SPAN = cython.declare(int64_t, 100000)
+# A chain that comes this soon after a look in vain came because the processor was given up (ns).
+AT_ONCE = cython.declare(int64_t, 10000)
+# Of all time, one part in so many may be spent looking in vain; and what may be saved up for that (ns).
+SHARE = cython.declare(int64_t, 8)
+MOST_ALLOWANCE = cython.declare(int64_t, 10000000)
+# How long, at most, a guest that has more requests in the ring is left asleep over a finished one (ns), but for the one
+# that is served when that time is over; those that may wait for storage are not begun before it is told.
+LONGEST_DEBT = cython.declare(int64_t, 20000)
+SLOW_NAMES = ("fsync", "fsyncdir", "syncfs", "flush", "fallocate", "copy_file_range", "copy_file_range_64")
+SLOW = cython.declare(uint64_t, sum(1 << abi.BY_NAME[name].opcode for name in SLOW_NAMES))
+# Asked before the walls are up: inside them there is no /sys to tell.
+PROCESSORS = os.cpu_count() or 1
+NEVER = cython.declare(uint32_t, 0xFFFFFFFF)  # as `patience`: where there is one processor only
+LONGEST_PENALTY = cython.declare(uint32_t, 1024)
 
 
 @cython.cclass
@@ -55,6 +79,8 @@ class QueueLoop(Loop):
         self.enabled = 1
         self.wait_limit = int(wait_limit * 1_000_000_000)
         self.penalty = 1
+        self.patience = 0 if PROCESSORS > 1 else NEVER
+        self.allowance = MOST_ALLOWANCE
         self.kick = kick
         # There is always a descriptor to write to, so that a later one can take its number (see set_call).
         self.call = call if call >= 0 else os.eventfd(0)
@@ -139,7 +165,7 @@ class QueueLoop(Loop):
             if self.waiting_count:
                 self.ask_again(False)
             if load_acquire_u32(cython.address(self.enabled)) and (
-                (self.spinning and self.spin()) or self.queue.arm()
+                (self.span and self.spin()) or self.queue.arm()
             ):
                 continue
             if self.sleep() < 0:
@@ -150,25 +176,24 @@ class QueueLoop(Loop):
     @cython.nogil
     @cython.exceptval(check=False)
     def spin(self) -> cython.bint:
-        """Look at the ring for SPIN nanoseconds: whether a chain came.
+        """Look at the ring for `span` nanoseconds: whether a chain came.
 
-        Meanwhile the guest need not kick, and nobody has to be woken.  When none came, it was in vain: then it is
-        not tried for a while, and for twice as long each time in a row.
+        Meanwhile the guest need not kick, and nobody has to be woken.
         """
         _i: cython.int
-        end: int64_t = now() + SPIN
+        index: cython.pointer(uint8_t) = self.queue.avail + 2
+        seen: uint16_t = self.queue.next_avail
+        end: int64_t = now() + self.span
         while not load_acquire_u32(cython.address(self.stopping)):
             for _i in range(32):
-                if self.queue.available():
+                if load_acquire_u16(index) != seen:
                     self.penalty = 1
                     return True
                 relax()
             if now() >= end:
                 break
-        self.spinning = False
-        self.patience = self.penalty
-        if self.penalty < LONGEST_PENALTY:
-            self.penalty *= 2
+        self.vain = True
+        self.allowance -= self.span
         return False
 
     @cython.cfunc
@@ -177,17 +202,44 @@ class QueueLoop(Loop):
     def sleep(self) -> cython.int:
         """Wait to be kicked or roused, or for the time to ask the waiting again: 0, or -1 if that failed."""
         event: epoll_event
-        slept: int64_t = now()
+        began: int64_t = now()
         if epoll_wait(self.poll, cython.address(event), 1, self.pause if self.waiting_count else -1) < 0 and (
             errno != EINTR
         ):
             return -1
-        slept = now() - slept
-        if self.patience:
-            self.patience -= 1
-        elif slept < SHORT_SLEEP:
-            self.spinning = True
+        self.learn(began)
         return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def learn(self, began: int64_t) -> cython.void:
+        """After a sleep that began then: how long to look at the ring before the next.
+
+        A chain that comes at once after a look in vain means that the guest can not run while we look, as on one
+        processor.  Then, and where even the longest is too short, it is not tried for a while, and for twice as long
+        each time in a row.
+        """
+        time: int64_t = now()
+        self.allowance += (time - self.accounted) // SHARE
+        if self.allowance > MOST_ALLOWANCE:
+            self.allowance = MOST_ALLOWANCE
+        self.accounted = time
+        if self.patience:
+            if self.patience != NEVER:
+                self.patience -= 1
+        elif time - began > LONGEST_SPAN:
+            self.span = 0
+        elif self.vain and (self.span == LONGEST_SPAN or time - began < AT_ONCE):
+            self.span = 0
+            self.patience = self.penalty
+            if self.penalty < LONGEST_PENALTY:
+                self.penalty *= 2
+        elif self.span < LONGEST_SPAN:
+            self.span = 2 * self.span if self.span else SHORTEST_SPAN
+        self.vain = False
+        if self.allowance < self.span:
+            self.span = 0
 
     @cython.cfunc
     @cython.nogil
@@ -206,8 +258,10 @@ class QueueLoop(Loop):
             cython.address(self.stopping)
         ):
             if self.waiting_count and served >= BATCH:
-                return 0
+                break
             found = self.queue.pop()
+            if self.owing and (found <= 0 or self.takes_long()):
+                self.notify()
             if found <= 0:
                 return found
             served += 1
@@ -231,15 +285,58 @@ class QueueLoop(Loop):
             self.count()
             if timed:
                 self.time(began)
-            self.complete(self.queue.chain.head, length)
+            self.queue.push(self.queue.chain.head, length)
+            if not self.may_owe():
+                self.notify()
+        if self.owing:
+            self.notify()
         return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def may_owe(self) -> cython.bint:
+        """Whether telling the guest of the chain that was just given back can wait for the next one.
+
+        The guest sees the chain if it looks; this is about waking it.  A guest with one request in flight is told at
+        once, and one with many for several together, up to LONGEST_DEBT after the first.
+        """
+        if not self.queue.available():
+            return False
+        if not self.owing:
+            self.owing = True
+            self.owing_since = now()
+            return True
+        return now() - self.owing_since < LONGEST_DEBT
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def takes_long(self) -> cython.bint:
+        """Whether the chain just taken seems to hold a request that waits for storage.
+
+        Only a guess, by guest memory that may change: the request itself is copied and checked later.
+        """
+        opcode: uint32_t
+        if not self.queue.chain.readable_count or self.queue.chain.readable[0].iov_len < 8:
+            return False
+        opcode = load_u32(cython.cast(cython.pointer(uint8_t), self.queue.chain.readable[0].iov_base) + 4)
+        return opcode < OPCODES and SLOW >> opcode & 1
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
     def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
         """Give a chain back, and tell the guest if it asked to be told."""
-        one: uint64_t = 1
         self.queue.push(head, length)
+        self.notify()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def notify(self) -> cython.void:
+        """Tell the guest of all that was given back since the last time, if it asked to be told."""
+        one: uint64_t = 1
+        self.owing = False
         if self.queue.notify_needed():
             write(self.call, cython.address(one), 8)

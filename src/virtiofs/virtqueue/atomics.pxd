@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """C11 atomics on memory that another processor, or a guest, writes at the same time."""
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -10,6 +10,8 @@ cdef extern from *:
     #else
     #define vfs_pause() __asm__ __volatile__("" ::: "memory")
     #endif
+    static inline uint8_t vfs_load_acquire_u8(const void *p) { return __atomic_load_n((const uint8_t *)p, __ATOMIC_ACQUIRE); }
+    static inline void vfs_store_release_u8(void *p, uint8_t v) { __atomic_store_n((uint8_t *)p, v, __ATOMIC_RELEASE); }
     static inline uint16_t vfs_load_acquire_u16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE); }
     static inline uint16_t vfs_load_u16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_RELAXED); }
     static inline uint32_t vfs_load_u32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
@@ -29,6 +31,8 @@ cdef extern from *:
     static inline void vfs_relax(void) { vfs_pause(); }
     static inline void vfs_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
     """
+    uint8_t load_acquire_u8 "vfs_load_acquire_u8"(const void *p) noexcept nogil
+    void store_release_u8 "vfs_store_release_u8"(void *p, uint8_t v) noexcept nogil
     uint16_t load_acquire_u16 "vfs_load_acquire_u16"(const void *p) noexcept nogil
     uint16_t load_u16 "vfs_load_u16"(const void *p) noexcept nogil
     uint32_t load_u32 "vfs_load_u32"(const void *p) noexcept nogil

@@ -3,12 +3,13 @@
 
 A clock hand takes descriptors from inodes that nobody used lately; the next use comes back to the file through its
 file handle, or through its parent and name with the identity checked again.  So the guest's cache costs records,
-not descriptors.
+not descriptors.  A file with a handle gets a descriptor only when it is first used: a guest that only looks at
+names costs none.
 """
 
 import cython
 from cython.cimports.libc.errno import ENFILE, ENOENT, errno
-from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.string import memcpy
 from cython.cimports.virtiofs.fs.passthrough.host import (
@@ -34,6 +35,9 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     statx_t,
 )
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
+    HANDLE_BY_NAME,
+    HANDLE_SURE,
+    HANDLE_WRONG,
     IDENTITY_MASK,
     MAX_HANDLE_SZ,
     MAX_MOUNTS,
@@ -51,7 +55,12 @@ from cython.cimports.virtiofs.fs.passthrough.slots import (
     slot_begin_evict,
     slot_end_evict,
 )
-from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
+from cython.cimports.virtiofs.virtqueue.atomics import (
+    load_acquire_u8,
+    load_acquire_u32,
+    store_release_u8,
+    store_release_u32,
+)
 
 # How deep a file may lie below the last directory that still has a descriptor, when names are the only way back.
 MAX_DEPTH = cython.declare(cython.int, 256)
@@ -139,18 +148,47 @@ def mount_of(store: cython.pointer(Store), status: cython.pointer(statx_t), fd: 
 @cython.exceptval(check=False)
 def take_handle(fd: cython.int, handle: cython.pointer(HandleBuffer)) -> cython.bint:
     """Ask the host for the file handle of `fd`."""
-    mount_id: cython.int = 0
+    return handle_at(fd, b"", AT_EMPTY_PATH, handle) >= 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def handle_at(
+    fd: cython.int,
+    name: cython.pointer(cython.const[cython.char]),
+    flags: cython.int,
+    handle: cython.pointer(HandleBuffer),
+) -> cython.int:
+    """Ask the host for a file handle: the id of the mount that the file is on, or -1."""
+    mount_id: cython.int = -1
     handle.handle_bytes = MAX_HANDLE_SZ
-    return (
+    if (
         name_to_handle_at(
             fd,
-            b"",
+            name,
             cython.cast(cython.pointer(file_handle), handle),
             cython.address(mount_id),
-            AT_EMPTY_PATH,
+            flags,
         )
-        == 0
-    )
+        != 0
+    ):
+        return -1
+    return mount_id
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def keep_handle(
+    inode: cython.pointer(Inode), handle: cython.pointer(HandleBuffer), trust: uint8_t
+) -> cython.void:
+    """Make a file handle the way back to an inode."""
+    inode.way = WAY_HANDLE
+    inode.handle_type = handle.handle_type
+    inode.size = handle.handle_bytes
+    memcpy(inode.bytes, handle.bytes, handle.handle_bytes)
+    inode.trust = trust
 
 
 @cython.cfunc
@@ -196,7 +234,7 @@ def leave_pool(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cy
 def evict(store: cython.pointer(Store)) -> cython.int:
     """Take the descriptor of an inode that was not used lately: it, or -1 if all are in use.  Under the lock."""
     inode: cython.pointer(Inode)
-    tries: uint32_t = 2 * store.pool_size
+    tries: uint32_t = 3 * store.pool_size
     fd: cython.int
     while tries:
         tries -= 1
@@ -204,7 +242,11 @@ def evict(store: cython.pointer(Store)) -> cython.int:
             store.hand = 0
         inode = cython.address(store.inodes[store.pool[store.hand]])
         store.hand += 1
-        if inode.way == WAY_DESCRIPTOR or inode.keep:
+        if inode.way == WAY_DESCRIPTOR or (inode.keep and inode.way == WAY_NAME):
+            continue
+        # Where it is that or refusing service, files that were removed are given up last.
+        if inode.keep and tries >= store.pool_size:
+            inode.recent = 0
             continue
         if inode.recent:
             inode.recent = 0
@@ -236,7 +278,7 @@ def descriptor_at(
     if fd >= 0:
         return fd
     if inode.way == WAY_HANDLE:
-        fd = open_by_handle(store, inode)
+        fd = path_by_handle(store, inode)
     else:
         fd = open_by_name(store, inode, depth)
     if fd < 0:
@@ -262,7 +304,30 @@ def descriptor_at(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def open_by_handle(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.int:
+def path_by_handle(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.int:
+    """An O_PATH descriptor of an inode that has a handle; one that was taken by name is compared first."""
+    trust: uint32_t = load_acquire_u8(cython.address(inode.trust))
+    fd: cython.int = open_by_handle(store, inode, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    same: cython.bint
+    if fd < 0 or trust == HANDLE_SURE:
+        return fd
+    same = same_file(store, inode, fd)
+    pthread_mutex_lock(cython.address(store.lock))
+    if inode.trust == HANDLE_BY_NAME:
+        store_release_u8(cython.address(inode.trust), HANDLE_SURE if same else HANDLE_WRONG)
+    pthread_mutex_unlock(cython.address(store.lock))
+    if same:
+        return fd
+    close(fd)
+    return -ESTALE
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def open_by_handle(
+    store: cython.pointer(Store), inode: cython.pointer(Inode), flags: cython.int
+) -> cython.int:
     handle: HandleBuffer
     fd: cython.int
     handle.handle_bytes = inode.size
@@ -271,9 +336,24 @@ def open_by_handle(store: cython.pointer(Store), inode: cython.pointer(Inode)) -
     fd = open_by_handle_at(
         store.mounts[inode.mount].fd,
         cython.cast(cython.pointer(file_handle), cython.address(handle)),
-        O_PATH | O_NOFOLLOW | O_CLOEXEC,
+        flags,
     )
     return fd if fd >= 0 else -errno
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def same_file(store: cython.pointer(Store), inode: cython.pointer(Inode), fd: cython.int) -> cython.bint:
+    """Whether `fd` is the file that the inode stands for."""
+    status: statx_t
+    return (
+        statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, cython.address(status)) == 0
+        and status.stx_ino == inode.ino
+        and device_of(cython.address(status)) == inode.dev
+        and birth_of(cython.address(status)) == inode.born
+        and known_mount(store, cython.address(status)) == inode.mount
+    )
 
 
 @cython.cfunc
@@ -282,7 +362,6 @@ def open_by_handle(store: cython.pointer(Store), inode: cython.pointer(Inode)) -
 def open_by_name(store: cython.pointer(Store), inode: cython.pointer(Inode), depth: cython.int) -> cython.int:
     """Walk to the inode from its parent, and make sure that it is the same file."""
     name: cython.char[256]
-    status: statx_t
     parent: cython.pointer(Inode)
     directory: cython.int
     fd: cython.int
@@ -307,13 +386,7 @@ def open_by_name(store: cython.pointer(Store), inode: cython.pointer(Inode), dep
     inode_unpin(store, parent)
     if fd < 0:
         return fd
-    if (
-        statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, cython.address(status)) != 0
-        or status.stx_ino != inode.ino
-        or device_of(cython.address(status)) != inode.dev
-        or birth_of(cython.address(status)) != inode.born
-        or known_mount(store, cython.address(status)) != inode.mount
-    ):
+    if not same_file(store, inode, fd):
         close(fd)
         return -ESTALE
     return fd

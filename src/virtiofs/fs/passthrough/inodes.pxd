@@ -15,6 +15,12 @@ cdef enum Way:
     WAY_HANDLE               # `bytes` is a file handle
     WAY_NAME                 # `bytes` is a name in `parent`
 
+# Whether a file handle is that of the file whose identity stands beside it.
+cdef enum Trust:
+    HANDLE_SURE              # taken from a descriptor, or used and compared
+    HANDLE_BY_NAME           # taken by a name that might have changed its meaning since: compare at the first use
+    HANDLE_WRONG             # compared: it had changed; the next LOOKUP takes another
+
 cdef struct Inode:           # 256 bytes
     uint64_t word            # see slots.py
     uint64_t lookups         # what the guest must FORGET; under the store's lock
@@ -32,7 +38,7 @@ cdef struct Inode:           # 256 bytes
     uint8_t keep             # unlinked: the descriptor is the only way left
     uint16_t size            # of `bytes`
     uint8_t recent           # used since the clock hand last came by
-    uint8_t unused
+    uint8_t trust            # in the handle
     int32_t handle_type
     uint8_t bytes[INODE_BYTES]
 

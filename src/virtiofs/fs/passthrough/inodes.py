@@ -11,15 +11,17 @@ repeats the path walk only for ESTALE (fs/namei.c).
 
 import cython
 from cython.cimports.libc.errno import ENFILE, ENOMEM, errno
-from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy
 from cython.cimports.virtiofs.fs.passthrough.descriptors import (
     birth_of,
     device_of,
     evict,
+    handle_at,
     inode_descriptor,
     join_pool,
+    keep_handle,
     known_mount,
     leave_pool,
     mount_of,
@@ -33,6 +35,7 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     O_CLOEXEC,
     O_NOFOLLOW,
     O_PATH,
+    S_IFDIR,
     S_IFMT,
     close,
     openat,
@@ -93,7 +96,17 @@ def store_init(
     high[0] = ROOT_INDEX  # record 0 stays unused: 0 is "none" in every link
     if statx(root, b"", AT_EMPTY_PATH, IDENTITY_MASK, cython.address(status)) != 0:
         return -errno
-    error = enroll(store, root, cython.NULL, cython.NULL, 0, cython.address(status), cython.address(nodeid))
+    error = enroll(
+        store,
+        root,
+        cython.NULL,
+        cython.NULL,
+        0,
+        cython.address(status),
+        cython.address(nodeid),
+        cython.NULL,
+        HANDLE_SURE,
+    )
     if error < 0:
         return error
     store.inodes[ROOT_INDEX].way = WAY_DESCRIPTOR
@@ -199,9 +212,11 @@ def inode_lookup(
     """Find `name` in a pinned directory, count one look-up, give its node id and status.  0 or a negative
     errno.
 
-    A file that is known already costs one statx.
+    A file that is known already costs one statx; a new one, where handles work, only its handle besides.
     """
     directory: cython.int = inode_descriptor(store, parent)
+    handle: HandleBuffer
+    wrong: cython.bint = False
     inode: cython.pointer(Inode)
     mount: uint32_t
     fd: cython.int
@@ -215,13 +230,23 @@ def inode_lookup(
         pthread_mutex_lock(cython.address(store.lock))
         inode = find(store, status, mount)
         if inode != cython.NULL:
-            inode.lookups += 1
-            nodeid[0] = node_id(store, inode)
+            wrong = inode.trust == HANDLE_WRONG
+            if not wrong:
+                inode.lookups += 1
+                nodeid[0] = node_id(store, inode)
             if inode.way == WAY_NAME:
                 set_name(store, inode, parent, name, size)
         pthread_mutex_unlock(cython.address(store.lock))
-        if inode != cython.NULL:
+        if inode != cython.NULL and not wrong:
             return 0
+        if (
+            not wrong
+            and store.mounts[mount].way == WAY_HANDLE
+            and handle_at(directory, name, 0, cython.address(handle)) == status.stx_mnt_id
+        ):
+            return enroll(
+                store, -1, parent, name, size, status, nodeid, cython.address(handle), HANDLE_BY_NAME
+            )
     # The name may mean another file by now: from here on the descriptor decides.
     fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd < 0:
@@ -230,7 +255,7 @@ def inode_lookup(
         error = -errno
         close(fd)
         return error
-    error = enroll(store, fd, parent, name, size, status, nodeid)
+    error = enroll(store, fd, parent, name, size, status, nodeid, cython.NULL, HANDLE_SURE)
     if error != 1:
         close(fd)
     return error if error < 0 else 0
@@ -254,12 +279,23 @@ def inode_adopt(
     """
     path: cython.int
     error: cython.int
+    handle: HandleBuffer
+    mount: uint32_t
     if statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, status) != 0:
         return -errno
+    mount = known_mount(store, status)
+    # A handle leads back to what has a name.
+    if (
+        name != cython.NULL
+        and mount < MAX_MOUNTS
+        and store.mounts[mount].way == WAY_HANDLE
+        and take_handle(fd, cython.address(handle))
+    ):
+        return enroll(store, -1, parent, name, size, status, nodeid, cython.address(handle), HANDLE_SURE)
     path = reopen(store, fd, O_PATH | O_CLOEXEC)
     if path < 0:
         return -errno
-    error = enroll(store, path, parent, name, size, status, nodeid)
+    error = enroll(store, path, parent, name, size, status, nodeid, cython.NULL, HANDLE_SURE)
     if error != 1:
         close(path)
     return error if error < 0 else 0
@@ -276,9 +312,12 @@ def enroll(
     size: uint32_t,
     status: cython.pointer(statx_t),
     nodeid: cython.pointer(uint64_t),
+    taken: cython.pointer(HandleBuffer),
+    trust: uint8_t,
 ) -> cython.int:
     """Count a look-up of the file behind O_PATH descriptor `fd`, making its inode if it is new.
 
+    With `taken`, the file's handle, on a known mount, there is no descriptor (-1) yet.
     Returns 1 if the store kept the descriptor, 0 if the inode was known, or a negative errno.
     """
     handle: HandleBuffer
@@ -291,13 +330,21 @@ def enroll(
     pthread_mutex_lock(cython.address(store.lock))
     mount = mount_of(store, status, fd)
     inode = find(store, status, mount)
-    if inode == cython.NULL and mount < MAX_MOUNTS and store.mounts[mount].way == WAY_HANDLE:
+    if (
+        (inode == cython.NULL or inode.trust == HANDLE_WRONG)
+        and taken == cython.NULL
+        and mount < MAX_MOUNTS
+        and store.mounts[mount].way == WAY_HANDLE
+    ):
         # Not under the lock: the handle may come from a slow file system.
         pthread_mutex_unlock(cython.address(store.lock))
         have_handle = take_handle(fd, cython.address(handle))
         pthread_mutex_lock(cython.address(store.lock))
         inode = find(store, status, mount)
     if inode != cython.NULL:
+        if inode.trust == HANDLE_WRONG and have_handle:
+            # Whoever reads it meanwhile compares what it finds.
+            keep_handle(inode, cython.address(handle), HANDLE_BY_NAME)
         inode.lookups += 1
         nodeid[0] = node_id(store, inode)
         pthread_mutex_unlock(cython.address(store.lock))
@@ -305,7 +352,7 @@ def enroll(
     if store.free == 0 and store.high[0] >= store.limit:
         pthread_mutex_unlock(cython.address(store.lock))
         return -ENFILE
-    if store.pool_size >= store.pool_limit:
+    if fd >= 0 and store.pool_size >= store.pool_limit:
         victim = evict(store)
         if victim < 0:
             pthread_mutex_unlock(cython.address(store.lock))
@@ -327,18 +374,21 @@ def enroll(
     inode.keep = 0
     inode.recent = 1
     inode.parent = 0
-    if have_handle:
-        inode.way = WAY_HANDLE
-        inode.handle_type = handle.handle_type
-        inode.size = handle.handle_bytes
-        memcpy(inode.bytes, handle.bytes, handle.handle_bytes)
+    inode.trust = HANDLE_SURE
+    if taken != cython.NULL:
+        keep_handle(inode, taken, trust)
+    elif have_handle:
+        keep_handle(inode, cython.address(handle), HANDLE_SURE)
     elif parent != cython.NULL and name != cython.NULL and size <= INODE_BYTES:
         inode.way = WAY_NAME
         store.named += 1
         set_name(store, inode, parent, name, size)
     else:
         inode.way = WAY_DESCRIPTOR
-    join_pool(store, inode, fd)
+    if fd >= 0:
+        join_pool(store, inode, fd)
+    else:
+        inode.fd = -1
     bucket = bucket_of(store, inode.dev, inode.ino)
     inode.next = bucket[0]
     bucket[0] = index
@@ -350,7 +400,7 @@ def enroll(
     pthread_mutex_unlock(cython.address(store.lock))
     if victim >= 0:
         close(victim)
-    return 1
+    return 1 if fd >= 0 else 0
 
 
 @cython.cfunc
@@ -475,18 +525,22 @@ def inode_keep(
 ) -> cython.pointer(Inode):
     """Before a name goes away: if it was the only way back to an inode, keep that inode's descriptor.
 
+    A handle leads nowhere once the last name is gone and nobody has the file open: then an inode that has no
+    descriptor yet gets one.
     Returns the inode, pinned, with `keep` set; NULL if there is nothing to keep.
     """
     status: statx_t
     inode: cython.pointer(Inode)
     nodeid: uint64_t = 0
-    if store.named == 0:
+    if store.named == 0 and store.pool_size == store.live:
         return cython.NULL
     if statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, IDENTITY_MASK, cython.address(status)) != 0:
         return cython.NULL
     pthread_mutex_lock(cython.address(store.lock))
     inode = find(store, cython.address(status), known_mount(store, cython.address(status)))
-    if inode != cython.NULL and inode.way == WAY_NAME:
+    if inode != cython.NULL and (
+        inode.way == WAY_NAME or status.stx_nlink == 1 or status.stx_mode & S_IFMT == S_IFDIR
+    ):
         nodeid = node_id(store, inode)
     pthread_mutex_unlock(cython.address(store.lock))
     if nodeid == 0:

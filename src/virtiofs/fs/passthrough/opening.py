@@ -9,7 +9,7 @@ from cython.cimports.libc.string import memset
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import OWNERS_STORED, Share
 from cython.cimports.virtiofs.fs.passthrough.credentials import User, become, become_self, guard
-from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, open_by_handle
 from cython.cimports.virtiofs.fs.passthrough.handles import handle_open, handle_release
 from cython.cimports.virtiofs.fs.passthrough.host import (
     AT_EMPTY_PATH,
@@ -38,6 +38,8 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     unlinkat,
 )
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
+    HANDLE_SURE,
+    WAY_HANDLE,
     Inode,
     inode_adopt,
     inode_forget,
@@ -55,6 +57,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_open_out,
 )
 from cython.cimports.virtiofs.fuse.request import Request
+from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u8
 
 
 @cython.cfunc
@@ -94,6 +97,17 @@ def open_inode(
         return host_flags
     if inode.type != S_IFREG:
         return -EISDIR if inode.type == S_IFDIR else -ELOOP if inode.type == S_IFLNK else -ENXIO
+    if (
+        inode.way == WAY_HANDLE
+        and load_acquire_u8(cython.address(inode.trust)) == HANDLE_SURE
+        and not flags & O_TRUNC
+    ):
+        # Half the host's work for a walk through /proc.  Where a handle does not lead to an open file, that may.
+        opened = open_by_handle(
+            cython.address(share.inodes), inode, host_flags | (O_NOATIME if share.read_only else 0)
+        )
+        if opened >= 0:
+            return opened
     fd = inode_descriptor(cython.address(share.inodes), inode)
     if fd < 0:
         return fd
