@@ -269,6 +269,7 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         file_handles=options.inode_file_handles != "never",
         descriptors=options.rlimit_nofile,
         warn=log.warning,
+        **ownership.id_maps(options),
     )
 
 

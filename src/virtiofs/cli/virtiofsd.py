@@ -71,6 +71,8 @@ class Settings:
             "killpriv_v2": True,
             "translate_uid": [],
             "translate_gid": [],
+            "uid_map": [],
+            "gid_map": [],
         }
 
     def share(self, path: str) -> None:
@@ -183,7 +185,6 @@ def integer(option: str, text: str) -> int:
     return int(text)
 
 
-NO_IDS = "the user namespace holds this user only; use --translate-uid and --translate-gid, or leave it out"
 NO_MIGRATION = "a share cannot be migrated live; leave it out"
 LOCAL_LOCKS = "Locks of both kinds, flock and fcntl, stay inside each guest: the default."
 SHARED_LOCKS = "Locks of both kinds, flock and fcntl, are taken on the host."
@@ -490,8 +491,25 @@ OPTIONS = (
         "Changes the capabilities that the serving process keeps.",
         put("modcaps"),
     ),
-    Option(("--uid-map",), (), ":INSIDE:OUTSIDE:COUNT:", RUST, REFUSED, NO_IDS),
-    Option(("--gid-map",), (), ":INSIDE:OUTSIDE:COUNT:", RUST, REFUSED, NO_IDS),
+    Option(
+        ("--uid-map",),
+        (),
+        ":INSIDE:OUTSIDE:COUNT:",
+        RUST,
+        HONOURED,
+        "The serving process is in a user namespace with these users (docs/ownership.md); any character may stand for"
+        " the colons.",
+        one_more("uid_map"),
+    ),
+    Option(
+        ("--gid-map",),
+        (),
+        ":INSIDE:OUTSIDE:COUNT:",
+        RUST,
+        HONOURED,
+        "The same for groups.",
+        one_more("gid_map"),
+    ),
     Option(
         ("--translate-uid",),
         (),
