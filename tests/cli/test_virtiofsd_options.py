@@ -23,7 +23,8 @@ import pytest
 
 import devices
 from virtiofs.cli import virtiofsd
-from virtiofs.cli.virtiofsd import OPTIONS, REFUSED, Option, Refused, UsageError, parse
+from virtiofs.cli.virtiofsd import parse
+from virtiofs.cli.virtiofsd_options import OPTIONS, REFUSED, Option, Refused, UsageError
 from virtiofs.client.device import Device
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree

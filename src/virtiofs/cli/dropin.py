@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
-    from virtiofs.cli.virtiofsd import Settings
+    from virtiofs.cli.virtiofsd_options import Settings
     from virtiofs.daemon.log import Log
 
 # The launcher of Kata Containers waits for this line.
