@@ -10,7 +10,6 @@ import fcntl
 import os
 import stat
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from virtiofs.client.device import Device
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
 from virtiofs.fs.passthrough.account import LEAST, Quota
+from virtiofs.fuse.abi import CONSTANTS
 
 MIB = 1 << 20
 QUOTA = 8 * MIB
@@ -38,12 +38,13 @@ RENAME_EXCHANGE = 2
 class Limited:
     """A share with a quota, as the guest sees it (`tree`) and as the host does."""
 
-    def __init__(self, session: Session, host: Path, control: str):
+    def __init__(self, session: Session, host: Path, control: str, slack: int):
         self.session = session
         self.tree = Tree(session)
         self.host = host
         self.control = control
         self.empty = disk_usage(host)
+        self.slack = slack  # what the host may add to fragmented files whenever it writes them back
 
     @property
     def used(self) -> int:
@@ -87,7 +88,7 @@ def share(request: pytest.FixtureRequest) -> Iterator[Limited]:
         options = ("--quota", "8M", "--queues", "4", "--control", control)
         with devices.start_ours(host, options) as running:
             with Device.connect(running.socket, queues=4) as device:
-                yield Limited(Session(device), host, control)
+                yield Limited(Session(device), host, control, slack=0 if request.param else 32768)
             assert running.alive, "the daemon died:\n" + "\n".join(running.log)
 
 
@@ -389,55 +390,100 @@ def test_df_shows_a_disk_of_the_quota(limited):
     assert limited.tree.statvfs().f_bavail == 0
 
 
-def test_writers_on_many_queues_never_get_more_together(limited):
-    """Each on a queue of its own; they fill the share, free half of it, and fill it again."""
-    complaints: list[BaseException] = []
-
-    def work(number: int) -> None:
-        session = copy.copy(limited.session)
-        session.queue = number
-        tree = Tree(session)
+def at_once(limited: Limited, *requests: tuple) -> list:
+    """Send (operation, node, more arguments) on one queue after the other, then wait: replies, None for an error."""
+    sessions = []
+    for queue in range(1, 5):
+        session = copy.copy(limited.session)  # the same FUSE session, carried by another queue
+        session.queue = queue
+        sessions.append(session)
+    pending = []
+    for number, (what, node, more) in enumerate(requests):
+        session = sessions[number % 4]
+        pending.append((session, what, session.begin(what, node, **more)))
+    replies = []
+    for session, what, one in pending:
         try:
-            for turn in range(3):
-                for part in range(40):
-                    code = failure(tree.write_file, f"{number}-{turn}-{part}", b"x" * (part * 3000))
-                    assert code in (0, errno.ENOSPC)
-                for part in range(0, 40, 2):
-                    assert failure(tree.unlink, f"{number}-{turn}-{part}") in (0, errno.ENOENT)
-        except BaseException as error:
-            complaints.append(error)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        assert limited.added <= QUOTA
-        threads[0].join(0.01)
-    assert not complaints, complaints
-    assert limited.used == limited.added + len(os.listdir(limited.host)) * INODE <= QUOTA
+            replies.append(session.finish(one, what) or True)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOENT):
+                raise
+            replies.append(None)
+    return replies
 
 
-def test_writers_of_one_file_are_counted_once(limited):
-    """Where two see the file before and after, what both see is not there twice, nor gone twice."""
-    limited.tree.write_file("f", b"")
+def writing(node: int, fh: int, offset: int, size: int) -> tuple:
+    more = {
+        "tail": b"x" * size,
+        "fh": fh,
+        "offset": offset,
+        "size": size,
+        "flags": os.O_RDWR,
+        "write_flags": 0,
+    }
+    return "write", node, more
 
-    def work(number: int) -> None:
-        session = copy.copy(limited.session)
-        session.queue = number
-        with Tree(session).open("f", os.O_RDWR) as file:
-            for turn in range(60):
-                file.pwrite(b"x" * 20000, (turn * 4 + number) * 20000)
-                if turn % 3 == number % 3:
-                    file.fallocate(KEEP_SIZE | PUNCH_HOLE, turn * 60000, 100000)
-                if turn % 20 == 19:
-                    file.ftruncate(turn * 10000)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert limited.used == limited.added + INODE
+def test_writers_on_many_queues_never_get_more_together(limited):
+    """They fill the share, free half of it, and fill it again; the quota ends in the middle of what they ask for."""
+    session = limited.session
+    for turn in range(4):
+        files = [session.create(ROOT, f"{turn}-{number}") for number in range(16)]
+        for offset in range(0, 400000, 100000):
+            written = at_once(
+                limited, *(writing(entry.nodeid, handle.fh, offset, 100000) for entry, handle in files)
+            )
+            assert limited.added <= QUOTA and limited.used <= QUOTA
+        assert turn == 0 or None in written
+        gone = at_once(limited, *(("unlink", ROOT, {"names": [f"{turn}-{n}"]}) for n in range(0, 16, 2)))
+        assert None not in gone
+        for entry, handle in files:
+            session.release(entry.nodeid, handle.fh)
+            session.forget(entry.nodeid)
+    assert limited.used == limited.added + len(os.listdir(limited.host)) * INODE
+
+
+def test_changes_of_one_file_are_counted_once(limited):
+    """Where two requests see the file before and after, what both see is not there twice, nor gone twice."""
+    with limited.tree.open("f", os.O_RDWR | os.O_CREAT) as file:
+        node, fh = file.nodeid, file.fh
+        for turn in range(60):
+            punch = {"fh": fh, "offset": turn * 20000, "length": 100000, "mode": KEEP_SIZE | PUNCH_HOLE}
+            shrink = {
+                "valid": CONSTANTS["FATTR_SIZE"] | CONSTANTS["FATTR_FH"],
+                "fh": fh,
+                "size": turn * 30000,
+            }
+            at_once(
+                limited,
+                writing(node, fh, turn * 40000, 60000),
+                ("fallocate", node, punch),
+                writing(node, fh, turn * 50000, 70000),
+                ("setattr", node, shrink) if turn % 7 == 6 else writing(node, fh, turn * 30000, 20000),
+            )
+        assert abs(limited.used - limited.added - INODE) <= limited.slack
+
+
+def test_who_finds_a_name_just_before_it_goes_is_counted(limited):
+    """A hostile guest's race: whose look-up comes in time holds the file."""
+    session = limited.session
+    for turn in range(100):
+        limited.tree.write_file("f", b"x" * 20000)
+        limited.tree.write_file("g", b"x" * 10000)
+        look = [("lookup", ROOT, {"names": [name]}) for name in "fgf"]
+        go = (
+            ("unlink", ROOT, {"names": ["f"]})
+            if turn % 2
+            else ("rename", ROOT, {"names": ["g", "f"], "newdir": ROOT})
+        )
+        order = turn % 4
+        replies = at_once(limited, *look[:order], go, *look[order:])
+        nodes = [reply.nodeid for reply in replies if hasattr(reply, "nodeid")]
+        held = {session.getattr(node).ino: session.getattr(node).blocks * 512 for node in nodes}
+        assert limited.used >= sum(held.values())
+        for node in nodes:
+            session.forget(node)
+        assert limited.used == limited.added + len(os.listdir(limited.host)) * INODE
 
 
 NAMES = st.sampled_from([f"{d}{f}" for d in ("", "d/", "e/") for f in "abc"])
@@ -499,7 +545,7 @@ def test_what_is_counted_is_what_du_finds_and_never_more_than_the_quota(limited,
     for file in held:
         file.close()
     inodes = {path.lstat().st_ino for path in limited.host.rglob("*")}
-    assert limited.used - before == limited.added + len(inodes) * INODE
+    assert abs(limited.used - before - limited.added - len(inodes) * INODE) <= limited.slack
     assert limited.used <= QUOTA
     clear(limited.tree)
 

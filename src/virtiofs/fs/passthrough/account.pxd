@@ -9,9 +9,10 @@ cdef enum:
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutexattr_t:
         pass
-    enum: PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST
+    enum: PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST, PTHREAD_MUTEX_RECURSIVE
     int pthread_mutexattr_init(pthread_mutexattr_t* attributes)
     int pthread_mutexattr_setpshared(pthread_mutexattr_t* attributes, int shared)
+    int pthread_mutexattr_settype(pthread_mutexattr_t* attributes, int type)
     int pthread_mutexattr_setrobust(pthread_mutexattr_t* attributes, int robust)
     int pthread_mutex_init_with "pthread_mutex_init"(pthread_mutex_t* mutex, pthread_mutexattr_t* attributes)
     int pthread_mutex_consistent(pthread_mutex_t* mutex)

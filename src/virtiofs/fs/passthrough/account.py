@@ -7,7 +7,8 @@ goes over the limit by a reservation.  A reservation ends after its outcome was 
 nobody sees a moment at which neither holds it.
 
 To measure a file before and after a change means something only if nobody else changes it in between: each file has
-a lane, a lock chosen by its inode number.  A worker that dies with one in hand leaves it usable (a robust mutex).
+a lane, a lock chosen by its inode number; who has it may take it again.  A worker that dies with one in hand leaves it
+usable (a robust mutex).
 `quota.py` says what is measured when.
 """
 
@@ -74,6 +75,7 @@ class Quota:
         pthread_mutexattr_init(cython.address(attributes))
         pthread_mutexattr_setpshared(cython.address(attributes), PTHREAD_PROCESS_SHARED)
         pthread_mutexattr_setrobust(cython.address(attributes), PTHREAD_MUTEX_ROBUST)
+        pthread_mutexattr_settype(cython.address(attributes), PTHREAD_MUTEX_RECURSIVE)
         for i in range(LANES):
             pthread_mutex_init_with(cython.address(self.account.lanes[i]), cython.address(attributes))
 

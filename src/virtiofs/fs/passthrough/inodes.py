@@ -14,7 +14,7 @@ from cython.cimports.libc.errno import ENFILE, ENOMEM, errno
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy
-from cython.cimports.virtiofs.fs.passthrough.account import Account, close_removed
+from cython.cimports.virtiofs.fs.passthrough.account import Account, close_removed, lock_lanes, unlock_lanes
 from cython.cimports.virtiofs.fs.passthrough.descriptors import (
     birth_of,
     device_of,
@@ -214,7 +214,6 @@ def inode_lookup(
     directory: cython.int = inode_descriptor(store, parent)
     inode: cython.pointer(Inode)
     mount: uint32_t
-    fd: cython.int
     error: cython.int
     if directory < 0:
         return directory
@@ -232,8 +231,32 @@ def inode_lookup(
         pthread_mutex_unlock(cython.address(store.lock))
         if inode != cython.NULL:
             return 0
+    # With a quota no name goes from the directory before its file has an inode: else its bytes would be given back
+    # while we hold it.
+    if store.account != cython.NULL:
+        lock_lanes(store.account, parent.ino, parent.ino)
+    error = open_and_enroll(store, directory, parent, name, size, status, nodeid)
+    if store.account != cython.NULL:
+        unlock_lanes(store.account, parent.ino, parent.ino)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def open_and_enroll(
+    store: cython.pointer(Store),
+    directory: cython.int,
+    parent: cython.pointer(Inode),
+    name: cython.pointer(cython.const[cython.char]),
+    size: uint32_t,
+    status: cython.pointer(statx_t),
+    nodeid: cython.pointer(uint64_t),
+) -> cython.int:
+    """The part of `inode_lookup` for a file that seems to be new."""
     # The name may mean another file by now: from here on the descriptor decides.
-    fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    error: cython.int
+    fd: cython.int = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd < 0:
         return -errno
     if statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, status) != 0:
