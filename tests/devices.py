@@ -154,9 +154,12 @@ sys.exit(virtiofs.cli.main.main(sys.argv[2:]))
 
 @contextlib.contextmanager
 def start_ours(
-    directory: Path, options: Sequence[str] = (), user: int | None = None
+    directory: Path, options: Sequence[str] = (), user: int | None = None, wrapper: Sequence[str] = ()
 ) -> Iterator[RunningDevice]:
-    """Run our daemon on `directory`, as another `user` if one is given.  It serves one connection after the other."""
+    """Run our daemon on `directory`, as another `user` if one is given.  It serves one connection after the other.
+
+    `wrapper`: a command that runs the one behind it in its place.
+    """
     with tempfile.TemporaryDirectory(prefix="virtiofs-test-") as place:
         socket = f"{place}/v.sock"
         ready, ready_end = os.pipe()
@@ -165,7 +168,7 @@ def start_ours(
             os.chown(place, user, user)
             command = [sys.executable, "-c", AS_USER, str(user)]
         command += ["serve", str(directory), "--socket", socket]
-        command += ["--ready-fd", str(ready_end), *options]
+        command = [*wrapper, *command, "--ready-fd", str(ready_end), *options]
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=[ready_end]
         )

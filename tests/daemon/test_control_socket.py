@@ -163,6 +163,23 @@ def test_shares_come_and_go_while_the_daemon_runs(daemon: Daemon) -> None:
     assert [share["tag"] for share in daemon.ask("list")] == ["a"]
 
 
+def test_a_share_with_a_quota_says_how_much_of_it_is_used(daemon: Daemon) -> None:
+    assert daemon.share("a")["quota"] is None
+    directory = daemon.place.parent / "b"
+    assert ctl(daemon, "add", f"q={directory}:quota=4M").returncode == 0
+    with daemon.connect("q") as device:
+        Tree(Session(device)).write_file("new", b"x" * (1 << 20))
+        used = daemon.share("q")["quota"]["used"]
+        assert 1 << 20 <= used < 2 << 20
+        assert "q: the guest added 1M of 4M" in ctl(daemon, "status").stdout
+        text = ctl(daemon, "metrics").stdout
+        assert f'virtiofs_quota_used_bytes{{share="q"}} {used}\n' in text
+        assert 'virtiofs_quota_bytes{share="q"} 4194304\n' in text
+        assert 'virtiofs_quota_bytes{share="a"}' not in text
+    daemon.ask("remove", tag="q", force=True)
+    (directory / "new").unlink()
+
+
 def test_the_log_level_reaches_the_daemon(daemon: Daemon) -> None:
     assert ctl(daemon, "log-level", "debug").returncode == 0
     with daemon.connect("a"):

@@ -9,7 +9,15 @@ from typing import Any
 
 from virtiofs.vhostuser import messages as m
 from virtiofs.vhostuser.backend import KNOWN_PROTOCOL_FEATURES, BackEnd, Device, VringState
-from virtiofs.vhostuser.payloads import Inflight, Log, MemoryRegion, ProtocolError
+from virtiofs.vhostuser.payloads import (
+    Inflight,
+    Log,
+    MemoryRegion,
+    ProtocolError,
+    VringAddr,
+    VringFd,
+    VringParam,
+)
 
 FEATURES = (
     m.VIRTIO_F_VERSION_1
@@ -244,3 +252,50 @@ def decode_reply(request: int, payload: bytes) -> Any:
         return m.decode_payload(request, payload, reply=True)
     except ProtocolError:
         return m.decode_payload(m.GET_FEATURES, payload, reply=True)
+
+
+# --- what a front end does with it ---
+
+PLAIN = m.VIRTIO_F_VERSION_1 | m.VHOST_USER_F_PROTOCOL_FEATURES
+USER = 0x7F00_0000_0000
+LOW = MemoryRegion(guest_phys=0, size=0x10_0000, user_addr=USER, mmap_offset=0)
+HIGH = MemoryRegion(
+    guest_phys=0x1_0000_0000, size=0x10_0000, user_addr=USER + 0x4000_0000, mmap_offset=0x10_0000
+)
+
+
+class FdSource:
+    """Makes descriptors that `same_file` can tell from each other."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def __call__(self) -> int:
+        self.made.append(os.memfd_create("test"))
+        return self.made[-1]
+
+
+def add_memory(peer, fd, *regions):
+    for region in regions or (LOW, HIGH):
+        assert peer.acknowledged(m.ADD_MEM_REG, region, [fd()]) == 0
+
+
+def describe(peer, index=0, num=128, base=0, at=USER):
+    """Set a queue of `num` entries up as QEMU does, up to the kick."""
+    assert peer.acknowledged(m.SET_VRING_NUM, VringParam(index, num)) == 0
+    assert peer.acknowledged(m.SET_VRING_BASE, VringParam(index, base)) == 0
+    assert (
+        peer.acknowledged(
+            m.SET_VRING_ADDR, VringAddr(index, 0, desc=at, avail=at + 0x8000, used=at + 0x10000)
+        )
+        == 0
+    )
+
+
+def start(peer, fd, index=0, **queue):
+    describe(peer, index, **queue)
+    assert peer.acknowledged(m.SET_VRING_KICK, VringFd(index), [fd()]) == 0
+
+
+def starts(peer):
+    return [call for call in peer.device.calls if call[0] == "start_queue"]

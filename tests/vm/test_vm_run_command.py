@@ -57,7 +57,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_share_is_a_directory_a_mount_point_and_a_mode(
     place: Path, text: str, directory: str, mountpoint: str | None, read_only: bool
 ) -> None:
-    assert run._parse_mount(text, "--share") == (place / directory, mountpoint, read_only)
+    assert run._parse_mount(text, "--share") == (place / directory, mountpoint, read_only, "")
+    if not read_only:
+        limited = run._parse_mount(f"{text}:quota=2G", "--share")
+        assert limited == (place / directory, mountpoint, False, "2G")
 
 
 def test_shares_get_different_tags_and_mount_points(place: Path) -> None:
@@ -144,6 +147,10 @@ def test_a_daemon_that_says_nothing_on_it_has_failed(
         (["--share", "dir"], "no command to run"),
         (["--rootfs", "dir:/x", "--", "ls"], "--rootfs takes DIR or DIR:ro"),
         (["--share", "dir:/", "--", "ls"], "mount point"),
+        (["--share", "dir", "--quota", "much", "--", "ls"], "--quota: a size is"),
+        (["--share", "dir:quota=1K1", "--", "ls"], "dir:quota=1K1: a size is"),
+        (["--share", "dir:ro:quota=1G", "--", "ls"], "read-only share"),
+        (["--share", "dir:quota=1G", "--daemon", "true {socket}", "--", "ls"], "--daemon names another"),
         (["--share", "dir", "--memory", "lots", "--", "ls"], "512M"),
         (["--share", "dir", "--daemon", "true", "--", "ls"], "{socket}"),
         (["--share", "dir", "--daemon", "/no/such {socket}", "--", "ls"], "/no/such: No such file"),

@@ -3,7 +3,7 @@
 
 virtiofs ctl PATH status [--json]        what is shared, who is connected, what was served
 virtiofs ctl PATH list                   tags, directories and sockets only
-virtiofs ctl PATH add TAG=DIR[:ro]       share one more; prints its socket
+virtiofs ctl PATH add TAG=DIR[:ro][:quota=SIZE]   share one more; prints its socket
 virtiofs ctl PATH remove TAG [--force]   share it no more; refused while a VM is connected
 virtiofs ctl PATH log-level LEVEL        off, error, warning, info or debug
 virtiofs ctl PATH metrics                counters in the Prometheus text format
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = commands.add_parser("list", help="tags, directories and sockets")
     listing.add_argument("--json", action="store_true", help="as JSON")
     add = commands.add_parser("add", help="share a directory or a file")
-    add.add_argument("share", metavar="TAG=DIR[:ro]")
+    add.add_argument("share", metavar="TAG=DIR[:ro][:quota=SIZE]")
     remove = commands.add_parser("remove", help="share it no more")
     remove.add_argument("tag", metavar="TAG")
     remove.add_argument("--force", action="store_true", help="even while a VM is connected: its I/O fails")
@@ -94,7 +94,7 @@ def show(options: argparse.Namespace, result: Any) -> None:
             )
         )
         for share in result:
-            for line in queues(share):
+            for line in [*quota(share), *queues(share)]:
                 print(line)
     elif options.do == "list":
         print(table(("TAG", "DIRECTORY", "MODE", "SOCKET", "PID"), (row(share) for share in result)))
@@ -115,6 +115,16 @@ def row(share: dict[str, Any]) -> list[str]:
 def status(shares: list[dict[str, Any]]) -> list[list[str]]:
     columns = ("inodes", "handles", "descriptors", "evictions")
     return [row(share) + [str(share["filesystem"].get(name, "-")) for name in columns] for share in shares]
+
+
+def quota(share: dict[str, Any]) -> list[str]:
+    """A line about a share's quota, where it has one."""
+    from virtiofs.cli.sizes import show_size
+
+    if not share["quota"]:
+        return []
+    used, limit = share["quota"]["used"], share["quota"]["bytes"]
+    return [f"{share['tag']}: the guest added {show_size(used)} of {show_size(limit)}"]
 
 
 def queues(share: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 
-    from virtiofs.cli.virtiofsd import Settings
+    from virtiofs.cli.virtiofsd_options import Settings
     from virtiofs.daemon.log import Log
 
 # The launcher of Kata Containers waits for this line.
@@ -25,6 +25,7 @@ WAITING = "Waiting for vhost-user socket connection..."
 
 def serve(settings: Settings) -> int:
     """Listen, serve one connection, and return the exit status."""
+    from virtiofs.cli.ownership import id_maps
     from virtiofs.cli.serve import check_directory, describe, make_share
     from virtiofs.daemon.channel import WorkerError
     from virtiofs.daemon.port import Port
@@ -45,6 +46,7 @@ def serve(settings: Settings) -> int:
             file_handles=settings.passthrough["file_handles"] != "never",
             descriptors=settings.rlimit_nofile,
             warn=log.warning,
+            **id_maps(argparse.Namespace(**settings.owners)),
         )
         directory = check_directory(settings.shared_dir)
         share = make_share(settings.tag, directory, settings.readonly, more, walls, settings.shared_dir)

@@ -27,6 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"translate {what}: map:GUEST:HOST:COUNT, guest:GUEST:HOST:COUNT, host:HOST:GUEST:COUNT,"
             " squash-guest:GUEST:HOST:COUNT, squash-host:HOST:GUEST:COUNT or forbid-guest:GUEST:COUNT; repeatable",
         )
+    for kind, what in (("uid", "users"), ("gid", "groups")):
+        owners.add_argument(
+            f"--{kind}-map",
+            metavar=":INSIDE:OUTSIDE:COUNT:",
+            action="append",
+            default=[],
+            help=f"have the worker in a user namespace whose {what} are these of the host; repeatable",
+        )
     owners.add_argument(
         "--unmapped-ids",
         metavar="WHAT",
@@ -61,6 +69,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="label new files as the guest's security module says; needs --xattr or --xattrmap",
     )
+
+
+def id_maps(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Walls` for --uid-map and --gid-map.  Raises `ValueError` where they make no sense."""
+    from virtiofs.sandbox.idmaps import parse_map
+
+    return {
+        "users": parse_map(options.uid_map, "--uid-map"),
+        "groups": parse_map(options.gid_map, "--gid-map"),
+    }
 
 
 def share_options(options: argparse.Namespace) -> dict[str, Any]:

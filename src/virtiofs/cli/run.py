@@ -3,6 +3,7 @@
 
     virtiofs run --share . -- ls /mnt
     virtiofs run --share src:/src:ro --share out:/out -- sh -c 'cp -r /src/. /out/'
+    virtiofs run --share out:/out --quota 1G -- sh -c 'cp -r /usr /out'
     virtiofs run --rootfs /srv/alpine -- /bin/cat /etc/os-release
 
 One daemon per share, one guest, one command.  What the command writes comes out here byte for byte, and its
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from virtiofs.cli.sizes import parse_size
 from virtiofs.vm import process
 from virtiofs.vm.guest import Guest, GuestError, GuestTimeout, Share
 
@@ -47,6 +49,7 @@ class Mount(NamedTuple):
     directory: Path
     mountpoint: str | None
     read_only: bool
+    quota: str = ""
 
 
 class Status:
@@ -83,10 +86,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share",
         action="append",
         default=[],
-        metavar="DIR[:MOUNTPOINT][:ro]",
+        metavar="DIR[:MOUNTPOINT][:ro][:quota=SIZE]",
         help="share DIR; the first is mounted at /mnt, the next at /mnt1 and so on if no MOUNTPOINT is given",
     )
     add("--rootfs", metavar="DIR[:ro]", help="boot with DIR as the guest's root file system")
+    add(
+        "--quota",
+        metavar="SIZE",
+        help="let the guest add this much to the host's disk in each share, as in 10G (docs/quota.md); in one of them:"
+        " --share DIR:quota=SIZE",
+    )
     add(
         "--kernel",
         metavar="FILE",
@@ -271,6 +280,8 @@ def _listens(path: str, waited: float) -> bool:
 def _serve_command(mount: Mount, share: Share, queues: int, ready: int) -> list[str]:
     command = [sys.executable, "-m", "virtiofs", "serve", str(mount.directory), "--socket", share.socket_path]
     command += ["--tag", share.tag, "--queues", str(queues), "--ready-fd", str(ready)]
+    if mount.quota:
+        command += ["--quota", mount.quota]
     return command + (["--readonly"] if mount.read_only else [])
 
 
@@ -344,15 +355,29 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
         if root.mountpoint is not None:
             raise GuestError("--rootfs takes DIR or DIR:ro; its mount point is /")
         mounts.insert(0, root)
+    if args.quota is not None:
+        _check_quota(args.quota, "--quota")
+        mounts = [
+            mount if mount.quota or mount.read_only else mount._replace(quota=args.quota) for mount in mounts
+        ]
+    if args.daemon is not None and any(mount.quota for mount in mounts):
+        raise GuestError("--daemon names another daemon; the quota is for it to keep")
     if not mounts:
         raise GuestError("nothing to share: add --share DIR or --rootfs DIR")
     return mounts
 
 
 def _parse_mount(text: str, option: str) -> Mount:
-    """DIR[:MOUNTPOINT][:ro].  A directory whose own name looks like that is taken as it is."""
+    """DIR[:MOUNTPOINT][:ro][:quota=SIZE].  A directory whose own name looks like that is taken as it is."""
     rest, mountpoint, read_only = text, None, False
     if not os.path.isdir(text):
+        before, colon, last = rest.rpartition(":")
+        if colon and last.startswith("quota="):
+            mount = _parse_mount(before, option)._replace(quota=last.removeprefix("quota="))
+            _check_quota(mount.quota, f"{option} {text}")
+            if mount.read_only:
+                raise GuestError(f"{option} {text}: nothing can be added to a read-only share")
+            return mount
         before, colon, last = rest.rpartition(":")
         if colon and last in ("ro", "rw"):
             rest, read_only = before, last == "ro"
@@ -367,6 +392,13 @@ def _parse_mount(text: str, option: str) -> Mount:
     if not os.access(directory, os.R_OK | os.X_OK):
         raise GuestError(f"{option} {text}: {rest} may not be read by this user")
     return Mount(directory.resolve(), mountpoint, read_only)
+
+
+def _check_quota(text: str, option: str) -> None:
+    try:
+        parse_size(text)
+    except ValueError as error:
+        raise GuestError(f"{option}: {error}") from None
 
 
 def _positive(text: str) -> int:

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--share",
-        metavar="TAG=DIR[:ro]",
+        metavar="TAG=DIR[:ro][:quota=SIZE]",
         action="append",
         default=[],
         help="share a directory or a file under a tag; may be repeated",
@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tag",
         help=f"the name the guest mounts, for VMMs that ask the device for it ({DEFAULT_TAG}); QEMU's"
         " vhost-user-fs-pci has its own tag option",
+    )
+    parser.add_argument(
+        "--quota",
+        metavar="SIZE",
+        help="let the guest add this much to the host's disk, as in 10G, and no more (docs/quota.md); for one of"
+        " several shares: --share TAG=DIR:quota=SIZE",
     )
     parser.add_argument(
         "--queues",
@@ -274,6 +280,7 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         file_handles=options.inode_file_handles != "never",
         descriptors=options.rlimit_nofile,
         warn=log.warning,
+        **ownership.id_maps(options),
     )
 
 
@@ -306,6 +313,7 @@ def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Wa
         settings,
         walls,
         options.directory,
+        common_quota(options),
     )
     if options.socket is not None:
         return Port(share, options.queues, log, listen(options.socket), path=os.path.abspath(options.socket))
@@ -316,17 +324,29 @@ def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Wa
 def port_maker(
     options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log, ports: list[Port]
 ) -> Callable[[str], Port]:
-    """What makes a port that listens in the socket directory from "TAG=DIR[:ro]"; `ports` are those there are."""
+    """What makes a port that listens in the socket directory from a share as `parse_share` reads it.
+
+    `ports` are those there are.
+    """
     from virtiofs.daemon.port import Port
     from virtiofs.vhostuser.transport import listen
 
     directory = os.path.abspath(options.socket_dir)
+    quota_of_all = common_quota(options)
 
     def make(text: str) -> Port:
-        tag, path, read_only = parse_share(text)
+        tag, path, read_only, quota = parse_share(text)
         if any(port.tag == tag for port in ports):
             raise ValueError(f"there is a share {tag} already; choose another tag, or remove that one first")
-        share = make_share(tag, check_path(path), read_only or options.readonly, settings, walls, path)
+        share = make_share(
+            tag,
+            check_path(path),
+            read_only or options.readonly,
+            settings,
+            walls,
+            path,
+            quota or quota_of_all,
+        )
         socket = os.path.join(directory, f"{tag}.sock")
         return Port(
             share,
@@ -348,28 +368,61 @@ def open_control(supervisor: Supervisor, path: str, log: Log) -> None:
     supervisor.control = Control(listen(path), os.path.abspath(path), supervisor, log)
 
 
-def parse_share(text: str) -> tuple[str, str, bool]:
-    """Tag, path, and whether it is read-only, from "TAG=PATH[:ro]".  Raises `ValueError`.
+def common_quota(options: argparse.Namespace) -> int:
+    """The bytes of --quota; 0 for none.  Raises `ValueError`."""
+    return 0 if options.quota is None else quota_of(options.quota, "--quota")
 
-    A path that itself ends in ":ro" is written with ":rw" behind it.
+
+def quota_of(text: str, option: str) -> int:
+    """The bytes of a quota.  Raises `ValueError`."""
+    from virtiofs.cli.sizes import parse_size
+    from virtiofs.fs.passthrough.account import LEAST, MOST
+
+    size = parse_size(text)
+    if not LEAST <= size <= MOST:
+        raise ValueError(f"{option} takes 1M or more, not {text}")
+    return size
+
+
+def parse_share(text: str) -> tuple[str, str, bool, int]:
+    """Tag, path, whether it is read-only, and its quota (0: none), from "TAG=PATH[:ro][:quota=SIZE]".
+
+    The two may be in either order.  A path that itself ends in ":ro" is written with ":rw" behind it.  Raises
+    `ValueError`.
     """
     tag, equals, path = text.partition("=")
-    read_only = path.endswith(":ro")
-    if read_only or path.endswith(":rw"):
-        path = path[:-3]
+    mode, quota = "", 0
+    while True:
+        before, colon, word = path.rpartition(":")
+        if colon and word in ("ro", "rw") and not mode:
+            mode = word
+        elif colon and word.startswith("quota=") and not quota:
+            quota = quota_of(word.removeprefix("quota="), ":quota=")
+        else:
+            break
+        path = before
+    read_only = mode == "ro"
     if not equals or not path:
-        raise ValueError(f"a share is given as TAG=DIR or TAG=DIR:ro, not {text!r}")
+        raise ValueError(f"a share is given as TAG=DIR, TAG=DIR:ro or TAG=DIR:quota=SIZE, not {text!r}")
+    if read_only and quota:
+        raise ValueError(f"nothing can be added to a read-only share, so it has no quota: {text!r}")
     if "/" in tag or tag in (".", ".."):
         raise ValueError(f"the tag names the share's socket, so it has no slash: {tag!r}")
-    return tag, path, read_only
+    return tag, path, read_only, quota
 
 
 def make_share(
-    tag: str, path: str, read_only: bool, settings: dict[str, Any], walls: Walls, where: str
+    tag: str,
+    path: str,
+    read_only: bool,
+    settings: dict[str, Any],
+    walls: Walls,
+    where: str,
+    limit: int = 0,
 ) -> Share:
-    """The share of a directory, or of a single file; `path` is absolute.  Raises `ValueError`.
+    """The share of a directory, or of a single file; `path` is absolute.  `limit`: of a quota, 0 for none.
 
-    The walls around a single file are those around its directory.
+    Raises `ValueError`.  The walls around a single file are those around its directory.
     """
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
@@ -379,10 +432,16 @@ def make_share(
     if not os.path.isdir(path):
         directory, only = os.path.split(path)
 
-    def make(place: Place) -> Passthrough:
-        return Passthrough(place.directory, read_only, only=only, proc=place.proc, **settings)
+    quota = None
+    if limit and not read_only:
+        from virtiofs.fs.passthrough.account import Quota
 
-    return Share(check_tag(tag), where, make, walls.around(directory, read_only), read_only)
+        quota = Quota(limit)
+
+    def make(place: Place) -> Passthrough:
+        return Passthrough(place.directory, read_only, only=only, proc=place.proc, quota=quota, **settings)
+
+    return Share(check_tag(tag), where, make, walls.around(directory, read_only), read_only, quota)
 
 
 def check_directory(path: str) -> str:

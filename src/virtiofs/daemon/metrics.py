@@ -23,6 +23,8 @@ FAMILIES = (
     ("virtiofs_connected", "gauge", "Whether a VMM is connected."),
     ("virtiofs_connections_total", "counter", "Connections of VMMs."),
     ("virtiofs_queue_broken", "gauge", "Whether a queue is stopped because its ring breaks the rules."),
+    ("virtiofs_quota_bytes", "gauge", "What the guest may add to the disk, where there is a quota."),
+    ("virtiofs_quota_used_bytes", "gauge", "What it has added, less what it removed."),
     ("virtiofs_inodes", "gauge", "Files the guest knows."),
     ("virtiofs_handles", "gauge", "Files the guest has open."),
     ("virtiofs_descriptors", "gauge", "Descriptors kept for inodes."),
@@ -57,6 +59,9 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
 
     put("virtiofs_connected", int(status["connected"] is not None))
     put("virtiofs_connections_total", status["connections"])
+    if status["quota"]:
+        put("virtiofs_quota_bytes", status["quota"]["bytes"])
+        put("virtiofs_quota_used_bytes", status["quota"]["used"])
     for index, queue in sorted(status["queues"].items()):
         put("virtiofs_queue_broken", int(bool(queue["broken"])), f',queue="{index}"')
     for key, value in status["filesystem"].items():

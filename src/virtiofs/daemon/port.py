@@ -26,6 +26,10 @@ from virtiofs.vhostuser.backend import BackEnd
 from virtiofs.vhostuser.messages import ProtocolError
 from virtiofs.vhostuser.transport import MESSAGE_SECONDS, Connection
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.fs.passthrough.account import Quota
+
 # How long a worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
 # How long somebody who asks for counters waits for a worker that is stopped or drowned.
@@ -37,7 +41,7 @@ Source = tuple[int, Callable[[], None]]
 class Share:
     """A tree to serve.  `make` makes its file system; it runs in each worker, inside `walls`.
 
-    `where` is for people to read.
+    `where` is for people to read.  `quota`: the account that `make` gives the file system.
     """
 
     def __init__(
@@ -47,12 +51,14 @@ class Share:
         make: Callable[[Place], Filesystem],
         walls: Walls,
         read_only: bool = False,
+        quota: Quota | None = None,
     ):
         self.tag = tag
         self.where = where
         self.make = make
         self.walls = walls
         self.read_only = read_only
+        self.quota = quota
 
 
 class SocketFile:
@@ -198,10 +204,13 @@ class Port:
             "socket": self.path,
             "connected": self.peer,
             "connections": self.connections,
+            "quota": None,
             "worker": self._worker[0] if self._worker else None,
             "queues": {},
             "filesystem": {},
         }
+        if self.share.quota is not None:
+            report["quota"] = {"bytes": self.share.quota.limit, "used": self.share.quota.used}
         return {**report, **self._ask("status")}
 
     def counters(self) -> dict[str, list[int]]:
@@ -283,6 +292,8 @@ class Port:
     # --- the worker ---
 
     def _start_worker(self) -> None:
+        if self.share.quota is not None and not self._leaving:
+            self.share.quota.recover()
         try:
             self._worker = worker.start(self.share.make, self._log, self.share.walls)
         except channel.WorkerError as error:

@@ -145,7 +145,7 @@ class Supervisor:
         return [port.status() for port in self.ports]
 
     def add(self, share: str) -> Port:
-        """Serve one more share, "TAG=DIR[:ro]".  Raises `ValueError` or `OSError` saying what is wrong with it."""
+        """Serve one more share, "TAG=DIR[:ro][:quota=SIZE]".  Raises `ValueError` or `OSError` saying what is wrong."""
         if self._add_port is None:
             raise ValueError(
                 "this daemon was started for one share; start one with --socket-dir to add others"

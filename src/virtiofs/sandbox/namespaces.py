@@ -44,6 +44,8 @@ from cython.cimports.virtiofs.sandbox.host import (
     unshare,
 )
 
+from virtiofs.sandbox.idmaps import IdMaps
+
 # What an ordinary user can do about it; several distributions and container runtimes forbid user namespaces.
 USERS_MAY_NOT = (
     "; have the host allow user namespaces (user.max_user_namespaces, kernel.unprivileged_userns_clone,"
@@ -76,6 +78,45 @@ def new_user() -> None:
             os.write(fd, text.encode())
         finally:
             os.close(fd)
+
+
+def new_mapped_user(maps: IdMaps) -> None:
+    """Enter a new user namespace with these ids, as its user 0.
+
+    A child that stays outside maps them: nobody inside may.  Raises `OSError`.
+    """
+    pid: int = os.getpid()
+    begun, begin = os.pipe()
+    report, said = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.close(begin)
+            if os.read(begun, 1):
+                maps.write(pid, said)
+                status = 0
+        except BaseException as error:
+            os.write(said, f"{error}\n".encode())
+        finally:
+            os._exit(status)
+    os.close(begun)
+    os.close(said)
+    entered: cython.bint = unshare(CLONE_NEWUSER) == 0
+    error = None if entered else failure("make a user namespace", USERS_MAY_NOT)
+    if entered:
+        os.write(begin, b"x")
+    os.close(begin)
+    complaint: str = ""
+    with open(report, "rb") as lines:
+        complaint = "; ".join(lines.read().decode(errors="replace").splitlines())
+    _, status = os.waitpid(child, 0)
+    if error is not None:
+        raise error
+    if status:
+        raise OSError(f"cannot map ids: {complaint}")
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
 
 
 def new_processes() -> None:

@@ -57,6 +57,7 @@ IOCTL = one_of(
         0x40086602,  # FS_IOC_SETFLAGS: chattr
         0x801C581F,  # FS_IOC_FSGETXATTR: project ids
         0x401C5820,  # FS_IOC_FSSETXATTR
+        0xC020660B,  # FS_IOC_FIEMAP: what a nearly full quota has room for
     ),
 )
 PRCTL = one_of(0, (15, 0x53564D41))  # PR_SET_NAME, PR_SET_VMA: names of threads and of malloc's memory

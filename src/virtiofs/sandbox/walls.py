@@ -19,9 +19,10 @@ import copy
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from virtiofs.sandbox import capabilities, landlock, namespaces, process, seccomp
+from virtiofs.sandbox.idmaps import IdMaps, IdRange
 
 MODES = ("namespace", "chroot", "none")
 SECCOMP = (*seccomp.ACTIONS, "none")
@@ -47,6 +48,7 @@ class Walls:
 
     `mode`: one of `MODES`.  `filter`: what happens to a system call that is not on the list, one of `SECCOMP`.
     `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
+    `users`, `groups`: the ids of a user namespace, which is made in any case if there are some.
     `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
     `warn` is given what a user should know.  Raises `ValueError` for what makes no sense, `OSError` for what
     can not be done here.
@@ -62,6 +64,8 @@ class Walls:
         file_handles: bool = True,
         descriptors: int | None = 0,
         warn: Callable[[str], None] = lambda text: None,
+        users: Sequence[IdRange] = (),
+        groups: Sequence[IdRange] = (),
     ):
         permitted = capabilities.permitted()
         self._directory = os.path.realpath(directory)
@@ -75,8 +79,14 @@ class Walls:
         missing = capabilities.names(self._capabilities & ~(SHARE | HANDLES) & ~permitted)
         if missing:
             raise ValueError(f"--modcaps can not add what we do not have: {', '.join(missing)}")
-        self._new_user = mode == "namespace" and not permitted & capabilities.mask("sys_admin")
-        if self._new_user and os.geteuid() == 0:
+        self._maps: IdMaps | None = None
+        if users or groups:
+            if mode != "namespace":
+                raise ValueError(f"ids are mapped in a user namespace, which --sandbox {mode} does not make")
+            self._maps = IdMaps(users, groups, permitted & IDS == IDS)
+        privileged = permitted & capabilities.mask("sys_admin")
+        self._new_user = mode == "namespace" and (self._maps is not None or not privileged)
+        if self._new_user and self._maps is None and os.geteuid() == 0:
             raise OSError(
                 "--sandbox namespace needs the capability sys_admin; grant it, or use --sandbox chroot or none"
             )
@@ -85,8 +95,8 @@ class Walls:
         if mode == "none":
             warn("--sandbox none: the worker can name every file of the host that its user may touch")
         if self._new_user:
-            # The namespace has one user: nobody to switch to, and no file handles there.
-            self._capabilities &= ~(IDS | HANDLES)
+            # No file handles there, and if the namespace has one user, nobody to switch to.
+            self._capabilities &= ~(HANDLES if self._maps is not None else IDS | HANDLES)
             held = self._capabilities
         else:
             held = self._capabilities & permitted
@@ -111,7 +121,8 @@ class Walls:
 
     def leave(self) -> None:
         """Give up what no worker needs; for the supervisor, once, when its socket listens."""
-        process.no_new_privileges()
+        if self._maps is None or not self._maps.programs:  # these are set-user-ID
+            process.no_new_privileges()
         capabilities.keep(self._capabilities | BUILDING)
 
     def enter(self, parent: int, *keep: int) -> Place:
@@ -150,7 +161,9 @@ class Walls:
 
     def _fork(self, parent: int) -> int:
         """Go on as the first process of a new process id namespace: a pidfd of the process that stays outside."""
-        if self._new_user:
+        if self._maps is not None:
+            namespaces.new_mapped_user(self._maps)
+        elif self._new_user:
             namespaces.new_user()
         namespaces.new_processes()
         process.die_with_parent(parent)

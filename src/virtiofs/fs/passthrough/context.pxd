@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all operations of a share work on."""
 from libc.stdint cimport uint32_t, uint64_t
+from virtiofs.fs.passthrough.account cimport Account
 from virtiofs.fs.passthrough.handles cimport Handles
 from virtiofs.fs.passthrough.host cimport pthread_mutex_t
 from virtiofs.fs.passthrough.idmap cimport IdMap
@@ -38,6 +39,8 @@ cdef struct Share:
     char only[256]           # a single file is shared: its name; see single.py
     uint32_t only_size       # 0: the whole tree
     Handler inner[OPCODES]   # what single.py stands in front of
+    Account* account         # of a share with a quota, else NULL; see quota.py
+    Handler counted[OPCODES] # what quota.py stands in front of
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
     XattrMap xattrs
     char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty

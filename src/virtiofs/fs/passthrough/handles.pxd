@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from virtiofs.fs.passthrough.host cimport pthread_mutex_t
+from virtiofs.fs.passthrough.inodes cimport Store
 
 cdef struct Handle:          # 64 bytes
     uint64_t word            # see slots.py
@@ -20,8 +21,9 @@ cdef struct Handles:
     uint32_t limit
     uint32_t free
     uint32_t live
+    Store* inodes            # told which of them are open
 
-cdef void handles_init(Handles* store, Handle* handles, uint32_t* high, uint32_t limit) noexcept nogil
+cdef void handles_init(Handles* store, Handle* handles, uint32_t* high, uint32_t limit, Store* inodes) noexcept nogil
 cdef int handle_open(Handles* store, int fd, uint64_t nodeid, uint32_t flags, bint directory,
                      uint64_t* fh) noexcept nogil
 cdef Handle* handle_pin(Handles* store, uint64_t fh, bint directory) noexcept nogil

@@ -9,11 +9,13 @@ import cython
 from cython.cimports.libc.errno import EBADF, ENFILE
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.virtiofs.fs.passthrough.host import (
+    ESTALE,
     close,
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from cython.cimports.virtiofs.fs.passthrough.inodes import Store, inode_closed, inode_opened
 from cython.cimports.virtiofs.fs.passthrough.slots import (
     SLOT_LIVE,
     slot_close,
@@ -33,12 +35,14 @@ def handles_init(
     handles: cython.pointer(Handle),
     high: cython.pointer(uint32_t),
     limit: uint32_t,
+    inodes: cython.pointer(Store),
 ) -> cython.void:
     """Begin with no handle.  `handles` has room for `limit` + 1 records, zero-filled."""
     pthread_mutex_init(cython.address(store.lock), cython.NULL)
     store.handles = handles
     store.high = high
     store.limit = limit
+    store.inodes = inodes
     store.free = store.live = 0
     high[0] = 0
 
@@ -54,9 +58,15 @@ def handle_open(
     directory: cython.bint,
     fh: cython.pointer(uint64_t),
 ) -> cython.int:
-    """Give an open descriptor a number.  0: the descriptor is the store's; -ENFILE: it is closed."""
+    """Give an open descriptor of an inode a number.
+
+    0: the descriptor is the store's; a negative errno: it is closed.
+    """
     index: uint32_t = 0
     handle: cython.pointer(Handle)
+    if not inode_opened(store.inodes, nodeid):
+        close(fd)
+        return -ESTALE
     pthread_mutex_lock(cython.address(store.lock))
     if store.free:
         index = store.free
@@ -69,6 +79,7 @@ def handle_open(
     pthread_mutex_unlock(cython.address(store.lock))
     if not index:
         close(fd)
+        inode_closed(store.inodes, nodeid)
         return -ENFILE
     handle = cython.address(store.handles[index])
     handle.fd = fd
@@ -107,6 +118,7 @@ def handle_pin(store: cython.pointer(Handles), fh: uint64_t, directory: cython.b
 @cython.exceptval(check=False)
 def handle_unpin(store: cython.pointer(Handles), handle: cython.pointer(Handle)) -> cython.void:
     fd: cython.int = handle.fd
+    nodeid: uint64_t = handle.nodeid
     if not slot_unpin(cython.address(handle.word)):
         return
     pthread_mutex_lock(cython.address(store.lock))
@@ -116,6 +128,7 @@ def handle_unpin(store: cython.pointer(Handles), handle: cython.pointer(Handle))
     store.live -= 1
     pthread_mutex_unlock(cython.address(store.lock))
     close(fd)
+    inode_closed(store.inodes, nodeid)
 
 
 @cython.cfunc

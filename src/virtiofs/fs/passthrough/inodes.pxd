@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from virtiofs.fs.passthrough.account cimport Account
 from virtiofs.fs.passthrough.host cimport pthread_mutex_t, statx_t
 
 cdef enum:
@@ -8,6 +9,13 @@ cdef enum:
     MAX_MOUNTS = 256
     ROOT_INDEX = 1
     IDENTITY_MASK = 0x1FFF   # STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID
+    OPENS = 0x7FFFFFFF       # of a mark
+
+cdef extern from *:
+    """
+    #define REMOVED 0x80000000u
+    """
+    const uint32_t REMOVED   # of a mark: give the file's bytes back when it goes
 
 # How to come back to a file whose descriptor was closed.
 cdef enum Way:
@@ -72,6 +80,8 @@ cdef struct Store:
     uint32_t mount_count
     int proc                 # /proc/self/fd
     bint use_handles
+    Account* account         # where there is a quota (quota.py), else NULL
+    uint32_t* marks          # and then for each inode: how many files the guest has open of it, and REMOVED
 
 cdef int store_init(Store* store, Inode* inodes, uint32_t* high, uint32_t limit, uint32_t pool_limit,
                     int root, int proc, bint use_handles) noexcept nogil
@@ -86,4 +96,8 @@ cdef int inode_adopt(Store* store, int fd, Inode* parent, const char* name, uint
 cdef void inode_forget(Store* store, uint64_t nodeid, uint64_t count) noexcept nogil
 cdef void inode_forget_all(Store* store) noexcept nogil
 cdef void inode_renamed(Store* store, Inode* parent, int fd, const char* name, uint32_t size) noexcept nogil
+cdef int store_count(Store* store, Account* account) noexcept nogil
+cdef bint inode_opened(Store* store, uint64_t nodeid) noexcept nogil
+cdef void inode_closed(Store* store, uint64_t nodeid) noexcept nogil
+cdef void inode_removed(Store* store, Inode* inode) noexcept nogil
 cdef Inode* inode_keep(Store* store, int fd, const char* name) noexcept nogil

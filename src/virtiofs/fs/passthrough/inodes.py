@@ -14,6 +14,7 @@ from cython.cimports.libc.errno import ENFILE, ENOMEM, errno
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy
+from cython.cimports.virtiofs.fs.passthrough.account import Account, close_removed, lock_lanes, unlock_lanes
 from cython.cimports.virtiofs.fs.passthrough.descriptors import (
     birth_of,
     device_of,
@@ -88,6 +89,8 @@ def store_init(
     store.mount_count = 0
     store.proc = proc
     store.use_handles = use_handles
+    store.account = cython.NULL
+    store.marks = cython.NULL
     store.bucket_mask = 1023
     store.buckets = cython.cast(cython.pointer(uint32_t), calloc(store.bucket_mask + 1, 4))
     store.pool = cython.cast(cython.pointer(uint32_t), calloc(pool_limit, 4))
@@ -126,6 +129,8 @@ def store_free(store: cython.pointer(Store)) -> cython.void:
             close(store.mounts[i].fd)
     free(store.buckets)
     free(store.pool)
+    free(store.marks)
+    store.marks = cython.NULL
     store.buckets = cython.NULL
     store.pool = cython.NULL
     store.pool_size = store.mount_count = 0
@@ -157,17 +162,22 @@ def inode_pin(store: cython.pointer(Store), nodeid: uint64_t) -> cython.pointer(
 @cython.exceptval(check=False)
 def inode_unpin(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.void:
     fd: cython.int
+    removed: cython.bint = False
     if not slot_unpin(cython.address(inode.word)):
         return
     pthread_mutex_lock(cython.address(store.lock))
     fd = leave_pool(store, inode)
+    if store.marks != cython.NULL:
+        removed = pass_on(store, inode)
     if inode.way == WAY_NAME:
         store.named -= 1
     slot_renew(cython.address(inode.word))
     inode.next = store.free
     store.free = inode - store.inodes
     pthread_mutex_unlock(cython.address(store.lock))
-    if fd >= 0:
+    if fd >= 0 and removed:
+        close_removed(store.account, fd)
+    elif fd >= 0:
         close(fd)
 
 
@@ -219,7 +229,6 @@ def inode_lookup(
     wrong: cython.bint = False
     inode: cython.pointer(Inode)
     mount: uint32_t
-    fd: cython.int
     error: cython.int
     if directory < 0:
         return directory
@@ -241,14 +250,39 @@ def inode_lookup(
             return 0
         if (
             not wrong
+            and store.account == cython.NULL
             and store.mounts[mount].way == WAY_HANDLE
             and handle_at(directory, name, 0, cython.address(handle)) == status.stx_mnt_id
         ):
             return enroll(
                 store, -1, parent, name, size, status, nodeid, cython.address(handle), HANDLE_BY_NAME
             )
+    # With a quota no name goes from the directory before its file has an inode: else its bytes would be given back
+    # while we hold it.
+    if store.account != cython.NULL:
+        lock_lanes(store.account, parent.ino, parent.ino)
+    error = open_and_enroll(store, directory, parent, name, size, status, nodeid)
+    if store.account != cython.NULL:
+        unlock_lanes(store.account, parent.ino, parent.ino)
+    return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def open_and_enroll(
+    store: cython.pointer(Store),
+    directory: cython.int,
+    parent: cython.pointer(Inode),
+    name: cython.pointer(cython.const[cython.char]),
+    size: uint32_t,
+    status: cython.pointer(statx_t),
+    nodeid: cython.pointer(uint64_t),
+) -> cython.int:
+    """The part of `inode_lookup` for a file that seems to be new."""
     # The name may mean another file by now: from here on the descriptor decides.
-    fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    error: cython.int
+    fd: cython.int = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC)
     if fd < 0:
         return -errno
     if statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, status) != 0:
@@ -284,9 +318,10 @@ def inode_adopt(
     if statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, status) != 0:
         return -errno
     mount = known_mount(store, status)
-    # A handle leads back to what has a name.
+    # A handle leads back to what has a name.  With a quota what is removed is counted by its descriptor.
     if (
         name != cython.NULL
+        and store.account == cython.NULL
         and mount < MAX_MOUNTS
         and store.mounts[mount].way == WAY_HANDLE
         and take_handle(fd, cython.address(handle))
@@ -455,7 +490,6 @@ def grow(store: cython.pointer(Store)) -> cython.void:
 def inode_forget(store: cython.pointer(Store), nodeid: uint64_t, count: uint64_t) -> cython.void:
     """Take back `count` look-ups; what nobody looked up any more is freed.  A hostile count can not go below zero."""
     inode: cython.pointer(Inode)
-    index: cython.pointer(uint32_t)
     ended: cython.bint = False
     if cython.cast(uint32_t, nodeid) == ROOT_INDEX:
         return
@@ -465,19 +499,34 @@ def inode_forget(store: cython.pointer(Store), nodeid: uint64_t, count: uint64_t
     pthread_mutex_lock(cython.address(store.lock))
     if inode.lookups > count:
         inode.lookups -= count
-    elif load_u64(cython.address(inode.word)) & SLOT_LIVE:
+    else:
         inode.lookups = 0
-        index = bucket_of(store, inode.dev, inode.ino)
-        while store.inodes + index[0] != inode:
-            index = cython.address(store.inodes[index[0]].next)
-        index[0] = inode.next
-        store.live -= 1
-        slot_close(cython.address(inode.word))
-        ended = True
+        ended = end_unused(store, inode)
     pthread_mutex_unlock(cython.address(store.lock))
     if ended:
         inode_unpin(store, inode)
     inode_unpin(store, inode)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def end_unused(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.bint:
+    """End a pinned inode that nobody looks up any more.  Under the lock; if True, the caller drops the reference
+    that being live was worth.
+    """
+    index: cython.pointer(uint32_t)
+    if not load_u64(cython.address(inode.word)) & SLOT_LIVE:
+        return False
+    if store.marks != cython.NULL and store.marks[inode - store.inodes] & OPENS:
+        return False
+    index = bucket_of(store, inode.dev, inode.ino)
+    while store.inodes + index[0] != inode:
+        index = cython.address(store.inodes[index[0]].next)
+    index[0] = inode.next
+    store.live -= 1
+    slot_close(cython.address(inode.word))
+    return True
 
 
 @cython.cfunc
@@ -553,3 +602,94 @@ def inode_keep(
         return cython.NULL
     inode.keep = 1
     return inode
+
+
+# --- where there is a quota: a removed file's bytes come back when nothing of ours holds the file any more ---
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def store_count(store: cython.pointer(Store), account: cython.pointer(Account)) -> cython.int:
+    """Keep an account of what is removed, from now on.  0, or -ENOMEM."""
+    store.marks = cython.cast(cython.pointer(uint32_t), calloc(store.limit + 1, 4))
+    store.account = account
+    return 0 if store.marks != cython.NULL else -ENOMEM
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def inode_opened(store: cython.pointer(Store), nodeid: uint64_t) -> cython.bint:
+    """Count a descriptor other than the inode's own.  False if the guest has forgotten the inode.
+
+    Until `inode_closed` the inode stays, be it forgotten: what ends with it is the last that holds the file.
+    """
+    counted: cython.bint
+    inode: cython.pointer(Inode)
+    if store.marks == cython.NULL:
+        return True
+    inode = inode_pin(store, nodeid)
+    if inode == cython.NULL:
+        return False
+    pthread_mutex_lock(cython.address(store.lock))
+    counted = load_u64(cython.address(inode.word)) & SLOT_LIVE != 0
+    if counted:
+        store.marks[inode - store.inodes] += 1
+    pthread_mutex_unlock(cython.address(store.lock))
+    inode_unpin(store, inode)
+    return counted
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def inode_closed(store: cython.pointer(Store), nodeid: uint64_t) -> cython.void:
+    """A descriptor that was counted has been closed."""
+    ended: cython.bint = False
+    inode: cython.pointer(Inode)
+    if store.marks == cython.NULL:
+        return
+    inode = inode_pin(store, nodeid)
+    if inode == cython.NULL:
+        return
+    pthread_mutex_lock(cython.address(store.lock))
+    store.marks[inode - store.inodes] -= 1
+    if inode.lookups == 0:
+        ended = end_unused(store, inode)
+    pthread_mutex_unlock(cython.address(store.lock))
+    if ended:
+        inode_unpin(store, inode)
+    inode_unpin(store, inode)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def inode_removed(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.void:
+    """The last name of a pinned inode that has its descriptor is gone: the descriptor stays until the end."""
+    pthread_mutex_lock(cython.address(store.lock))
+    inode.keep = 1
+    store.marks[inode - store.inodes] |= REMOVED
+    pthread_mutex_unlock(cython.address(store.lock))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def pass_on(store: cython.pointer(Store), inode: cython.pointer(Inode)) -> cython.bint:
+    """Whether an inode that ends was removed, and its file ends with it.  Under the lock.
+
+    A file that is reached over two mounts has two inodes: then the other one takes over.
+    """
+    mark: cython.pointer(uint32_t) = cython.address(store.marks[inode - store.inodes])
+    removed: cython.bint = mark[0] & REMOVED != 0
+    index: uint32_t = bucket_of(store, inode.dev, inode.ino)[0]
+    mark[0] = 0
+    while removed and index:
+        if store.inodes[index].ino == inode.ino and store.inodes[index].dev == inode.dev:
+            store.inodes[index].keep = 1
+            store.marks[index] |= REMOVED
+            return False
+        index = store.inodes[index].next
+    return removed

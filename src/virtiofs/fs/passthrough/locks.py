@@ -38,7 +38,13 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from cython.cimports.virtiofs.fs.passthrough.inodes import Inode, inode_pin, inode_unpin
+from cython.cimports.virtiofs.fs.passthrough.inodes import (
+    Inode,
+    inode_closed,
+    inode_opened,
+    inode_pin,
+    inode_unpin,
+)
 from cython.cimports.virtiofs.fuse.layout import FUSE_LK_FLOCK, fuse_lk_in, fuse_lk_out
 from cython.cimports.virtiofs.fuse.request import WAIT, Request
 
@@ -104,6 +110,10 @@ def owner_file(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t, 
     if entry == cython.NULL:
         close(fd)
         return -ENOMEM
+    if not inode_opened(cython.address(share.inodes), nodeid):
+        free(entry)
+        close(fd)
+        return -ESTALE
     entry.nodeid = nodeid
     entry.owner = owner
     entry.fh = fh
@@ -132,6 +142,7 @@ def owner_gone(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) 
         link[0] = entry.next
         share.owner_count -= 1
         close(entry.fd)
+        inode_closed(cython.address(share.inodes), entry.nodeid)
         free(entry)
     pthread_mutex_unlock(cython.address(share.owners_lock))
 
@@ -170,6 +181,7 @@ def all_owners_gone(share: cython.pointer(Share)) -> cython.void:
         entry = share.owners
         share.owners = entry.next
         close(entry.fd)
+        inode_closed(cython.address(share.inodes), entry.nodeid)
         free(entry)
     share.owner_count = 0
     pthread_mutex_unlock(cython.address(share.owners_lock))

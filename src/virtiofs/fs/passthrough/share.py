@@ -12,7 +12,7 @@ import os
 from typing import NamedTuple
 
 import cython
-from cython.cimports.libc.errno import errno
+from cython.cimports.libc.errno import EISDIR, errno
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset, strcmp, strerror
 from cython.cimports.posix.mman import (
@@ -25,6 +25,7 @@ from cython.cimports.posix.mman import (
     munmap,
 )
 from cython.cimports.virtiofs.fs.filesystem import Filesystem
+from cython.cimports.virtiofs.fs.passthrough.account import Quota
 from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
 from cython.cimports.virtiofs.fs.passthrough.context import (
     NAME_ROOM,
@@ -66,6 +67,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     WAY_HANDLE,
     Inode,
     inode_forget_all,
+    store_count,
     store_free,
     store_init,
 )
@@ -86,6 +88,7 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
     unlink,
 )
 from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfile
+from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
@@ -99,6 +102,7 @@ HEADER = cython.declare(uint64_t, 4096)
 MAX_INODES = cython.declare(uint64_t, 1 << 24)
 # Descriptors kept for what is neither an inode nor a handle: rings, guest memory, sockets.
 RESERVED_DESCRIPTORS = 1200
+PROBE = 65536
 CAP_DAC_READ_SEARCH, CAP_FSETID, CAP_SETGID, CAP_SETUID = 2, 4, 6, 7
 OWNERSHIP = {"as-is": OWNERS_AS_IS, "mapped": OWNERS_MAPPED, "xattr": OWNERS_STORED}
 
@@ -166,6 +170,8 @@ class Passthrough(Filesystem):
     files.  `direct_io`: O_DIRECT in the guest is O_DIRECT on the host.  `mmap`: shared mappings also of files
     whose data is not cached.  `noatime`: O_NOATIME in the guest is passed on.
 
+    `quota`: what the guest may add (`account.Quota`).
+
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
     stored; `ValueError` for an unknown mode or a name that is too long.
     """
@@ -196,6 +202,7 @@ class Passthrough(Filesystem):
         mmap: bool = False,
         noatime: bool = False,
         only: str = "",
+        quota: Quota | None = None,
     ):
         import resource
 
@@ -243,6 +250,7 @@ class Passthrough(Filesystem):
                 cython.cast(cython.pointer(Handle), handles),
                 header + 1,
                 spare - pool,
+                cython.address(share.inodes),
             )
             error = store_init(
                 cython.address(share.inodes),
@@ -286,6 +294,8 @@ class Passthrough(Filesystem):
         if security_label:
             self.init_flags |= layout.FUSE_SECURITY_CTX
         self.fill_table(shared_locks)
+        if quota is not None:
+            self.keep_quota(quota)
         if share.only_size:
             self.init_flags &= ~READDIRPLUS_FLAGS
             show_only(share, self.table)
@@ -332,6 +342,19 @@ class Passthrough(Filesystem):
         share.guarded = (
             share.capability[0] != 0 or share.ownership == OWNERS_STORED or low >> CAP_FSETID & 1 != 0
         )
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def keep_quota(self, quota: Quota) -> cython.int:
+        """Count what the guest adds.  Raises `OSError` where the host does not say at once what a file takes."""
+        share: cython.pointer(Share) = cython.address(self.share)
+        self.quota = quota
+        check_counting(share.root, self.directory)
+        if store_count(cython.address(share.inodes), quota.account):
+            raise MemoryError
+        share.account = quota.account
+        count_growth(share, self.table)
+        return 0
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -469,6 +492,30 @@ def drop_all(context: cython.p_void) -> cython.void:
     all_owners_gone(share)
     handle_release_all(cython.address(share.handles))
     inode_forget_all(cython.address(share.inodes))
+
+
+def check_counting(root: int, directory: str) -> None:
+    """Raises `OSError` if st_blocks of a file in the directory `root` does not show what was just written to it."""
+    try:
+        fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=root)
+    except OSError as error:
+        if error.errno in (EOPNOTSUPP, EISDIR):
+            raise OSError(
+                EOPNOTSUPP, "no quota can be kept: the file system has no O_TMPFILE to try it", directory
+            ) from None
+        return  # nothing can be made here; what can be below is the guest's to find out
+    try:
+        if os.write(fd, os.urandom(PROBE)) == PROBE and os.fstat(fd).st_blocks * 512 < PROBE:
+            raise OSError(
+                EOPNOTSUPP,
+                "no quota can be kept: the file system tells too late what a file takes; use its own quotas",
+                directory,
+            )
+    except OSError as error:
+        if error.errno == EOPNOTSUPP:
+            raise
+    finally:
+        os.close(fd)
 
 
 def cache_mode(name: str) -> CacheMode:

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from virtiofs.fs.filesystem import Filesystem
+from virtiofs.fs.passthrough.account import Quota
 from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
 
@@ -41,6 +42,7 @@ class Passthrough(Filesystem):
         mmap: bool = False,
         noatime: bool = False,
         only: str = "",
+        quota: Quota | None = None,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
