@@ -87,7 +87,7 @@ elif DEBUG:
     compile_args = ["-O1", "-g", "-UNDEBUG", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     link_args = ["-fsanitize=address,undefined"]
 else:
-    compile_args = ["-O3", "-g1", "-fno-semantic-interposition"]
+    compile_args = ["-O2", "-g1", "-fno-semantic-interposition"]
     link_args = ["-Wl,-O1"]
 compile_args += ["-Wno-unused-function", "-Wno-sign-compare"]
 
