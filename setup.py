@@ -25,6 +25,8 @@ COMPILED = [
     "virtiofs.fuse.serving",
     "virtiofs.fuse.loop",
     "virtiofs.fuse.devfuse",
+    "virtiofs.client.hiprio",
+    "virtiofs.client.relay",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",

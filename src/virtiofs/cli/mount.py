@@ -7,6 +7,10 @@ The same worker behind the same walls as in `virtiofs serve` answers this host's
     virtiofs mount --background --readonly /srv/data /mnt
     virtiofs mount --ownership mapped --translate-uid map:1000:100000:1 /srv/data /mnt
 
+A running device of any virtio-fs daemon, which would otherwise serve a VM, is mounted by its socket:
+
+    virtiofs mount --socket /run/data.sock /mnt
+
 Root may mount anywhere; an ordinary user mounts at a directory of its own, by fusermount3 (Debian's fuse3).  Where the
 options below speak of the guest, it is this host's programs.  However the command ends, SIGKILL included, the
 directory is unmounted.
@@ -19,19 +23,61 @@ import os
 import sys
 from collections.abc import Callable
 
-from virtiofs.cli import serve
+from virtiofs.cli import mountdevice, serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.log import Log
 
 MAX_THREADS = 64
+# What is not about the share: where a device is mounted its own daemon has settled that.
+FOR_DEVICES = (
+    *(
+        "socket",
+        "most_queues",
+        "mountpoint",
+        "readonly",
+        "allow_other",
+        "background",
+        "ready_fd",
+        "log_level",
+    ),
+    *("command", "directory"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `virtiofs mount`."""
-    parser.add_argument("directory", metavar="DIR", help="the directory, or the single file, to share")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the directory to mount at")
+    directory = parser.add_argument(
+        "directory", metavar="DIR", help="the directory, or the single file, to share; not with --socket"
+    )
+    mountpoint = parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the directory to mount at")
+
+    class Socket(argparse.Action):
+        """Takes DIR away: the only place left is MOUNTPOINT, which may have been given before."""
+
+        def __call__(
+            self, parser: argparse.ArgumentParser, found: argparse.Namespace, value: object, _: object = None
+        ) -> None:
+            found.socket = value
+            directory.nargs, directory.required = argparse.SUPPRESS, False
+            if getattr(found, "directory", None) and not getattr(found, "mountpoint", None):
+                found.mountpoint, found.directory = found.directory, None
+                mountpoint.nargs, mountpoint.required = argparse.SUPPRESS, False
+
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        action=Socket,
+        help="mount the device that listens here, of whatever daemon",
+    )
+    parser.add_argument(
+        "--queues",
+        metavar="N",
+        type=int,
+        dest="most_queues",
+        help="with --socket: request queues to use at most (default: the device's, one for each processor)",
+    )
     parser.add_argument(
         "--allow-other",
         action=argparse.BooleanOptionalAction,
@@ -52,17 +98,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     serve.add_share_arguments(parser)
     # A wait for a lock can be interrupted here, so it needs no end.  Mounts below DIR look like directories.
-    parser.set_defaults(queues=1, lock_wait=serve.MAX_LOCK_WAIT, no_announce_submounts=True)
+    parser.set_defaults(parser=parser, queues=1, lock_wait=serve.MAX_LOCK_WAIT, no_announce_submounts=True)
 
 
 def main(options: argparse.Namespace) -> int:
     """Mount, and serve until unmounted."""
     from virtiofs.daemon.log import Log
 
+    serve_it = mount
+    if options.socket is not None:
+        refuse_share_options(options)
+        serve_it = mountdevice.mount
     if options.background:
         tell = go_into_background()
-        return mount(options, system_log(options.log_level), tell)
-    return mount(options, Log(options.log_level), complain)
+        return serve_it(options, system_log(options.log_level), tell)
+    return serve_it(options, Log(options.log_level), complain)
+
+
+def refuse_share_options(options: argparse.Namespace) -> None:
+    """End with a usage error if an option about the share was given with --socket."""
+    parser = options.parser
+    for name, value in vars(options).items():
+        if name not in FOR_DEVICES and value != parser.get_default(name):
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option} is for the daemon that serves {options.socket}; give it to that one")
+    if options.most_queues is not None and not 1 <= options.most_queues <= MAX_THREADS:
+        parser.error(f"--queues takes 1 to {MAX_THREADS}, not {options.most_queues}")
 
 
 def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) -> int:

@@ -136,8 +136,8 @@ class Device:
     """A connected device, its queues running.  Make one with `Device.connect`; a context manager.
 
     `tag` and `queue_count` (request queues) come from the config space; None for a device that does not offer
-    it to front ends.  Queue 0 is hiprio, queues 1 to `queues` take requests.  Each queue is for one thread at
-    a time.
+    it to front ends.  Queue 0 is hiprio, the others (`request_queues`) take requests.  Each queue is for one
+    thread at a time.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class Device:
         event_idx: bool = True,
         indirect: bool = True,
         timeout: float = 10.0,
+        fewer: bool = False,
     ):
         self._connection = connection
         self.front_end = FrontEnd(connection)
@@ -169,6 +170,8 @@ class Device:
             self.event_idx = bool(features & messages.VIRTIO_RING_F_EVENT_IDX)
             self.indirect = bool(features & messages.VIRTIO_RING_F_INDIRECT_DESC)
             self._read_config()
+            if fewer:
+                queues = min(queues, self.offered_queues)
             tables = min(queue_size, TABLE_ENTRIES) if self.indirect else 0
             ring = (memory_needed(queue_size, tables) + PAGE - 1) // PAGE * PAGE
             self._add_memory(memory, regions, (queues + 1) * ring)
@@ -176,7 +179,7 @@ class Device:
                 address = GUEST_BASE + index * ring
                 self.queues.append(Queue(index, queue_size, address, self.memory, self.event_idx, tables))
             self._start()
-            self._watch.register(connection.fileno(), select.POLLRDHUP)
+            self._watch.register(self.fileno(), select.POLLRDHUP)
         except BaseException:
             self.disconnect()
             raise
@@ -192,22 +195,34 @@ class Device:
         event_idx: bool = True,
         indirect: bool = True,
         timeout: float = 10.0,
+        fewer: bool = False,
     ) -> Device:
         """Connect to the device that listens at `path` and start `queues` request queues of `queue_size`
         entries.
 
         `memory`: bytes of guest memory, in `regions` separate regions of equal size.  `event_idx`,
         `indirect`: use these ring features if the device has them.  `timeout`: seconds a reply may take.
+        `fewer`: start fewer queues if the device has fewer.
         Raises `TransportError` when nobody listens there, `FrontEndError` when the peer is no vhost-user
         device, and `ValueError` for memory that is too small for the queues.
         """
-        return cls(connect(path), queues, queue_size, memory, regions, event_idx, indirect, timeout)
+        return cls(connect(path), queues, queue_size, memory, regions, event_idx, indirect, timeout, fewer)
 
     def _read_config(self) -> None:
         if self.front_end.protocol_features & messages.PROTOCOL_F_CONFIG:
             self.config = self.front_end.get_config(0, CONFIG_SIZE)
             self.tag = self.config[:TAG_SIZE].rstrip(b"\0").decode(errors="replace")
             self.queue_count = int.from_bytes(self.config[TAG_SIZE:CONFIG_SIZE], "little")
+
+    @property
+    def offered_queues(self) -> int:
+        """Request queues the device has, as far as it says so; at least 1."""
+        return max(self.queue_count or (self.front_end.queue_count or 0) - 1, 1)
+
+    @property
+    def request_queues(self) -> list[Queue]:
+        """All queues but hiprio."""
+        return self.queues[1:]
 
     def _add_memory(self, size: int, regions: int, reserved: int) -> None:
         """Map the memory on both ends; the first `reserved` bytes of it are for the rings."""

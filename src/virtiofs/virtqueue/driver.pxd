@@ -41,6 +41,8 @@ cdef struct Flight:
     uint32_t descriptors   # of the ring itself
     uint64_t room          # writable bytes
 
+cdef uint64_t now() noexcept nogil
+
 cdef class DriverQueue:
     cdef readonly GuestMemory memory
     cdef readonly uint32_t size
