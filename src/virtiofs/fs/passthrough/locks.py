@@ -127,6 +127,16 @@ def owner_file(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t, 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def let_go(share: cython.pointer(Share), entry: cython.pointer(LockOwner)) -> cython.void:
+    """Close an owner's open file, and its locks with it; it is on the list no more."""
+    close(entry.fd)
+    inode_closed(cython.address(share.inodes), entry.nodeid)
+    free(entry)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def owner_gone(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) -> cython.void:
     """Drop an owner's locks on a file: its process closed a descriptor of it."""
     link: cython.pointer(cython.pointer(LockOwner))
@@ -141,9 +151,7 @@ def owner_gone(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) 
         entry = link[0]
         link[0] = entry.next
         share.owner_count -= 1
-        close(entry.fd)
-        inode_closed(cython.address(share.inodes), entry.nodeid)
-        free(entry)
+        let_go(share, entry)
     pthread_mutex_unlock(cython.address(share.owners_lock))
 
 
@@ -165,8 +173,7 @@ def owners_by_handle_gone(share: cython.pointer(Share), fh: uint64_t) -> cython.
             continue
         link[0] = entry.next
         share.owner_count -= 1
-        close(entry.fd)
-        free(entry)
+        let_go(share, entry)
     pthread_mutex_unlock(cython.address(share.owners_lock))
 
 
@@ -180,9 +187,7 @@ def all_owners_gone(share: cython.pointer(Share)) -> cython.void:
     while share.owners != cython.NULL:
         entry = share.owners
         share.owners = entry.next
-        close(entry.fd)
-        inode_closed(cython.address(share.inodes), entry.nodeid)
-        free(entry)
+        let_go(share, entry)
     share.owner_count = 0
     pthread_mutex_unlock(cython.address(share.owners_lock))
 
