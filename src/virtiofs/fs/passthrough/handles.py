@@ -15,7 +15,8 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from cython.cimports.virtiofs.fs.passthrough.inodes import Store, inode_closed, inode_opened
+from cython.cimports.virtiofs.fs.passthrough.inodes import Store
+from cython.cimports.virtiofs.fs.passthrough.removed import inode_closed, inode_opened
 from cython.cimports.virtiofs.fs.passthrough.slots import (
     SLOT_LIVE,
     slot_close,

@@ -38,13 +38,8 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from cython.cimports.virtiofs.fs.passthrough.inodes import (
-    Inode,
-    inode_closed,
-    inode_opened,
-    inode_pin,
-    inode_unpin,
-)
+from cython.cimports.virtiofs.fs.passthrough.inodes import Inode, inode_pin, inode_unpin
+from cython.cimports.virtiofs.fs.passthrough.removed import inode_closed, inode_opened
 from cython.cimports.virtiofs.fuse.layout import FUSE_LK_FLOCK, fuse_lk_in, fuse_lk_out
 from cython.cimports.virtiofs.fuse.request import WAIT, Request
 

@@ -67,7 +67,6 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     WAY_HANDLE,
     Inode,
     inode_forget_all,
-    store_count,
     store_free,
     store_init,
 )
@@ -89,6 +88,7 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
 )
 from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfile
 from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
+from cython.cimports.virtiofs.fs.passthrough.removed import store_count
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
