@@ -22,6 +22,7 @@ COMPILED = [
     "virtiofs.fuse.request",
     "virtiofs.fuse.session",
     "virtiofs.fuse.waiting",
+    "virtiofs.fuse.pool",
     "virtiofs.fuse.loop",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",

@@ -200,6 +200,7 @@ class Port:
             "connections": self.connections,
             "worker": self._worker[0] if self._worker else None,
             "queues": {},
+            "pool": {},
             "filesystem": {},
         }
         return {**report, **self._ask("status")}

@@ -7,6 +7,9 @@ earlier replies is not disturbed.  Where kicks keep coming right after it fell a
 moment before it sleeps (as KVM's halt polling does).  The kick descriptor is watched edge-triggered, so that its
 counter never has to be read: one system call for each sleep.
 
+What would have to wait for a disk goes to the threads of a pool, if there is one; they give those chains back
+themselves (see pool.py).
+
 The thread counts what it serves, by plain additions that readers may see a moment late.  Reading the clock
 twice costs 50 ns, more than some requests' share of the work, so only every 17th request is timed.
 """
@@ -29,8 +32,17 @@ from cython.cimports.virtiofs.fuse.events import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, allocate, release
-from cython.cimports.virtiofs.fuse.session import WAITING, Session
+from cython.cimports.virtiofs.fuse.pool import (
+    Finish,
+    Job,
+    Pool,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, Request, allocate, release
+from cython.cimports.virtiofs.fuse.session import BLOCKED, WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, set_aside, take_up
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, relax, store_release_u32
 from cython.cimports.virtiofs.virtqueue.split import SplitQueue
@@ -53,14 +65,24 @@ LONGEST_PENALTY = cython.declare(uint32_t, 4096)
 @cython.cclass
 class QueueLoop:
     """Serves `queue` with `session`.  `kick` and `call` are eventfds; -1 for `call` while there is none yet.
-    `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.
+    `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.  `pool`: who does what would
+    block; without one the loop does it all itself.
 
     The loop takes both descriptors over and closes them when it is freed.  Raises `OSError` when the host is
     out of descriptors, `MemoryError` when it is out of memory.
     """
 
-    def __cinit__(self, session: Session, queue: SplitQueue, kick: int, call: int, wait_limit: float = 600.0):
+    def __cinit__(
+        self,
+        session: Session,
+        queue: SplitQueue,
+        kick: int,
+        call: int,
+        wait_limit: float = 600.0,
+        pool: Pool = None,
+    ):
         event: epoll_event
+        pthread_mutex_init(cython.address(self.shared), cython.NULL)
         self.wake = self.poll = self.kick = self.call = -1
         self.open = True
         self.session = session
@@ -78,6 +100,8 @@ class QueueLoop:
             raise OSError(errno, "cannot watch a queue")
         if not allocate(cython.address(self.request)):
             raise MemoryError
+        self.pool = pool
+        self.request.no_wait = pool is not None
         memset(cython.address(event), 0, cython.sizeof(epoll_event))
         event.events = EPOLLIN | EPOLLET
         for fd in (self.kick, self.wake):
@@ -91,6 +115,7 @@ class QueueLoop:
                 close(fd)
         release(cython.address(self.request))
         free(self.waiting)
+        pthread_mutex_destroy(cython.address(self.shared))
 
     def counters(self) -> dict[str, list[int]]:
         """What was served so far, by operation: requests, errors, then the timed requests: nanoseconds, buckets.
@@ -118,13 +143,18 @@ class QueueLoop:
         return found
 
     def run(self) -> str:
-        """Serve until `stop`.  Returns why the ring is broken, or an empty string.  Runs without the GIL."""
+        """Serve until `stop`.  Returns why the ring is broken, or an empty string.  Runs without the GIL.
+
+        On return nothing is in flight: what waited for a lock was ended, what the pool had is done.
+        """
         with cython.nogil:
             self.serve_until_stopped()
+            self.ask_again(True)
+            self.wait_for_jobs()
         return self.queue.reason
 
     def serve_available(self) -> int:
-        """Serve what the ring holds now and return without sleeping.  Returns the number of requests.
+        """Serve what the ring holds now and return when that is done.  Returns the number of requests.
 
         For a caller with a loop of its own, such as a fuzzer: no thread may be in `run`.  Requests that wait
         for a lock are asked again.  `queue.reason` says whether the ring broke.
@@ -139,6 +169,7 @@ class QueueLoop:
                 self.ask_again(broken)
                 if self.requests == last or not self.queue.available():
                     break
+            self.wait_for_jobs()
         return self.requests - before
 
     def stop(self) -> None:
@@ -174,10 +205,8 @@ class QueueLoop:
     def serve_until_stopped(self) -> cython.int:
         while True:
             if self.drain() < 0:
-                self.ask_again(True)
                 return -1
             if load_acquire_u32(cython.address(self.stopping)):
-                self.ask_again(True)
                 return 0
             if self.waiting_count:
                 self.ask_again(False)
@@ -186,7 +215,6 @@ class QueueLoop:
             ):
                 continue
             if self.sleep() < 0:
-                self.ask_again(True)
                 return -1
 
     @cython.cfunc
@@ -243,8 +271,7 @@ class QueueLoop:
         length: uint32_t
         served: uint32_t = 0
         found: cython.int
-        began: int64_t = 0
-        timed: cython.bint
+        began: int64_t
         while load_acquire_u32(cython.address(self.enabled)) and not load_acquire_u32(
             cython.address(self.stopping)
         ):
@@ -254,9 +281,7 @@ class QueueLoop:
             if found <= 0:
                 return found
             served += 1
-            timed = self.requests % SAMPLED == 0
-            if timed:
-                began = now()
+            began = now() if self.requests % SAMPLED == 0 else 0
             length = self.session.serve(
                 cython.address(self.request),
                 self.queue.chain.readable,
@@ -271,28 +296,64 @@ class QueueLoop:
                 if self.hold():
                     continue
                 length = self.session.finish(cython.address(self.request), -ENOLCK)
-            self.count()
-            if timed:
-                self.time(began)
-            self.complete(self.queue.chain.head, length)
+            elif length == BLOCKED:
+                if self.hand_over(began):
+                    continue
+                length = self.serve_waiting()
+            self.complete(cython.address(self.request), self.queue.chain.head, length, began)
         return 0
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def count(self) -> cython.void:
-        """Count the current request, which was served; one that had to wait counts when that is over."""
-        opcode: uint32_t = self.request.header.opcode if self.request.header.opcode < OPCODES else 0
+    def hand_over(self, began: int64_t) -> cython.bint:
+        """Have the pool do the current request.  False if it can not."""
+        return self.pool.take(
+            cython.address(self.request),
+            self.queue.chain.head,
+            began,
+            cython.cast(Finish, perform),
+            cython.cast(cython.pointer(PyObject), self),
+            cython.address(self.outstanding),
+        )
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def serve_waiting(self) -> uint32_t:
+        """Serve the current request, which would block, all the same.  Returns the bytes written."""
+        length: uint32_t
+        self.request.no_wait = False
+        length = self.session.finish(
+            cython.address(self.request), self.session.again(cython.address(self.request))
+        )
+        self.request.no_wait = True
+        return length
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def wait_for_jobs(self) -> cython.void:
+        """Wait until the pool has done what it has of this queue."""
+        if self.pool is not None:
+            self.pool.wait_for(cython.address(self.outstanding))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def count(self, request: cython.pointer(Request)) -> cython.void:
+        """Count a request that was served; one that had to wait counts when that is over."""
+        opcode: uint32_t = request.header.opcode if request.header.opcode < OPCODES else 0
         self.counted.requests[opcode] += 1
-        if self.request.error:
+        if request.error:
             self.counted.errors[opcode] += 1
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def time(self, began: int64_t) -> cython.void:
-        """Count how long the current request took, which was taken at `began`."""
-        opcode: uint32_t = self.request.header.opcode if self.request.header.opcode < OPCODES else 0
+    def time(self, request: cython.pointer(Request), began: int64_t) -> cython.void:
+        """Count how long a request took, which was taken at `began`."""
+        opcode: uint32_t = request.header.opcode if request.header.opcode < OPCODES else 0
         took: int64_t = now() - began
         bound: int64_t = 1024
         bucket: cython.int = 0
@@ -305,11 +366,27 @@ class QueueLoop:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
-        """Give a chain back, and tell the guest if it asked to be told."""
+    def complete(
+        self, request: cython.pointer(Request), head: uint16_t, length: uint32_t, began: int64_t
+    ) -> cython.void:
+        """Count a request (its time, too, unless `began` is 0), give its chain back, and tell the guest if it
+        asked to be told.
+
+        The queue's own thread needs the lock only while the pool has jobs of it: nobody but that thread adds any.
+        """
         one: uint64_t = 1
+        notify: cython.bint
+        shared: cython.bint = load_acquire_u32(cython.address(self.outstanding)) != 0
+        if shared:
+            pthread_mutex_lock(cython.address(self.shared))
+        self.count(request)
+        if began:
+            self.time(request, began)
         self.queue.push(head, length)
-        if self.queue.notify_needed():
+        notify = self.queue.notify_needed()
+        if shared:
+            pthread_mutex_unlock(cython.address(self.shared))
+        if notify:
             write(self.call, cython.address(one), 8)
 
     @cython.cfunc
@@ -356,8 +433,17 @@ class QueueLoop:
                 left += 1
             else:
                 length = self.session.finish(cython.address(self.request), error)
-                self.count()
-                self.complete(waiting.head, length)
+                self.complete(cython.address(self.request), waiting.head, length, 0)
         if left == self.waiting_count and self.pause < LONGEST_PAUSE:
             self.pause *= 2
         self.waiting_count = left
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def perform(loop: QueueLoop, job: cython.pointer(Job)) -> cython.void:
+    """Do a job of a queue, on a thread of the pool.  It counts as outstanding until this returns."""
+    request: cython.pointer(Request) = cython.address(job.request)
+    length: uint32_t = loop.session.finish(request, loop.session.again(request))
+    loop.complete(request, job.head, length, job.began)

@@ -1,9 +1,16 @@
+from virtiofs.fuse.pool import Pool
 from virtiofs.fuse.session import Session
 from virtiofs.virtqueue.split import SplitQueue
 
 class QueueLoop:
     def __init__(
-        self, session: Session, queue: SplitQueue, kick: int, call: int, wait_limit: float = 600.0
+        self,
+        session: Session,
+        queue: SplitQueue,
+        kick: int,
+        call: int,
+        wait_limit: float = 600.0,
+        pool: Pool | None = None,
     ) -> None: ...
     @property
     def queue(self) -> SplitQueue: ...
@@ -11,6 +18,8 @@ class QueueLoop:
     def requests(self) -> int: ...
     @property
     def waiting_count(self) -> int: ...
+    @property
+    def outstanding(self) -> int: ...
     def counters(self) -> dict[str, list[int]]: ...
     def run(self) -> str: ...
     def serve_available(self) -> int: ...

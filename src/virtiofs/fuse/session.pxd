@@ -6,6 +6,7 @@ from virtiofs.fuse.request cimport Handlers, Operation, Request
 cdef enum:
     INTERRUPTS = 64                  # remembered: as many as could come between two looks at them
     WAITING = 0xFFFFFFFF             # what `serve` returns for a request that is not finished
+    BLOCKED = 0xFFFFFFFE             # and for one that has to be called `again` where it may block
 
 cdef class Session:
     cdef Handlers handlers

@@ -37,6 +37,7 @@ cdef struct Share:
     char only[256]           # a single file is shared: its name; see single.py
     uint32_t only_size       # 0: the whole tree
     Handler inner[OPCODES]   # what single.py stands in front of
+    uint32_t slow            # reads of silent handles that are not tried on a queue's thread (files.py)
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
     XattrMap xattrs
     char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty

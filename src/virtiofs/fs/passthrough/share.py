@@ -166,6 +166,8 @@ class Passthrough(Filesystem):
     files.  `direct_io`: O_DIRECT in the guest is O_DIRECT on the host.  `mmap`: shared mappings also of files
     whose data is not cached.  `noatime`: O_NOATIME in the guest is passed on.
 
+    `pool_threads`: who reads what is not cached, and waits for the disk (0: the queues' own threads).
+
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
     stored; `ValueError` for an unknown mode or a name that is too long.
     """
@@ -196,6 +198,7 @@ class Passthrough(Filesystem):
         mmap: bool = False,
         noatime: bool = False,
         only: str = "",
+        pool_threads: int = 0,
     ):
         import resource
 
@@ -267,6 +270,7 @@ class Passthrough(Filesystem):
                 os.close(root)
             raise
         self.wait_limit = wait_limit
+        self.pool_threads = pool_threads
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS | mode.init_flags

@@ -41,6 +41,7 @@ class Passthrough(Filesystem):
         mmap: bool = False,
         noatime: bool = False,
         only: str = "",
+        pool_threads: int = 0,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
