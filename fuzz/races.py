@@ -123,6 +123,7 @@ class Target:
             self.rewriter.end()
             if ring.loop.queue.reason:
                 break
+            ring.end_waiting()  # a head is not to be offered again before it was given back
             self._learn(ring, known)
         ring.end_waiting()
         ring.session.end()

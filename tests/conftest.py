@@ -19,7 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("all", *devices.KINDS),
         default="all",
-        help="daemons to test: ours, c (virtiofsd of QEMU 7.2), or all that can run here",
+        help="daemons to test: ours, ours-unprivileged (run by an ordinary user), c (virtiofsd of QEMU 7.2), or all"
+        " that can run here",
     )
 
 
@@ -34,24 +35,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--device")
         kinds = devices.KINDS if chosen == "all" else (chosen,)
+        if "place" not in metafunc.fixturenames:  # only there the test acts as the daemon's user, too
+            kinds = tuple(kind for kind in kinds if kind != "ours-unprivileged")
         metafunc.parametrize("kind", kinds, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A difference of the daemon in C is an expected failure: strict, so that the list stays true."""
+    """A difference of the daemon in C is an expected failure: strict, so that the list stays true.
+
+    What an ordinary user's daemon can not do is skipped, with the reason of `devices.NEEDS_PRIVILEGE`.
+    """
     for item in items:
-        difference = item.get_closest_marker("c_differs")
         callspec = getattr(item, "callspec", None)
-        if difference and callspec and callspec.params.get("kind") == "c":
+        kind = callspec.params.get("kind") if callspec else None
+        difference = item.get_closest_marker("c_differs")
+        if difference and kind == "c":
             run = difference.kwargs.get("run", True)
             item.add_marker(pytest.mark.xfail(reason=difference.args[0], run=run, strict=True))
+        privilege = devices.NEEDS_PRIVILEGE.get(getattr(item, "originalname", ""))
+        if privilege and kind == "ours-unprivileged":
+            item.add_marker(pytest.mark.skip(reason=privilege))
 
 
 @pytest.fixture(scope="module")
-def running(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[devices.RunningDevice]:
+def running(kind: str) -> Iterator[devices.RunningDevice]:
     """A daemon of each chosen kind, serving an empty directory, for the tests of one module."""
     reason = devices.available(kind)
     if reason:
         pytest.skip(reason)
-    with devices.start(kind, tmp_path_factory.mktemp("share")) as device:
+    with devices.share_for(kind) as share, devices.start(kind, share) as device:
         yield device

@@ -15,7 +15,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-KINDS = ("ours", "c")
+KINDS = ("ours", "ours-unprivileged", "c")
+NOBODY = 54321  # who runs our daemon without privilege: no user of this host
+# Behaviours that an ordinary user's daemon can not have, and what is in the way.
+GIVES_AWAY = "only root gives files to another owner"
+SWITCHES = (
+    "only root creates files in the name of the guest's users; without privilege all are the daemon's user's"
+)
+NEEDS_PRIVILEGE = {
+    "test_stat_shows_what_the_host_sees": GIVES_AWAY,
+    "test_chown_changes_what_was_asked": GIVES_AWAY,
+    "test_chown_of_a_link_leaves_its_target_alone": GIVES_AWAY,
+    "test_a_directory_with_setgid_gives_its_group_on": GIVES_AWAY,
+    "test_the_group_of_the_extension_record_is_not_needed_for_ones_own_group": GIVES_AWAY,
+    "test_a_user_writes_through_a_supplementary_group": GIVES_AWAY,
+    "test_what_a_user_makes_is_his": SWITCHES,
+    "test_the_next_request_is_made_in_its_own_callers_name": SWITCHES,
+    "test_a_user_makes_nothing_where_he_may_not_write": SWITCHES,
+    "test_a_failed_creation_leaves_no_trace_of_the_caller": SWITCHES,
+}
 READY_SECONDS = 20.0
 END_SECONDS = 10.0
 
@@ -89,8 +107,12 @@ def family_of(pid: int) -> list[int]:
 
 def available(kind: str) -> str:
     """Empty if daemons of this kind can run here, else why not."""
-    if kind != "c":
+    if kind == "ours":
         return ""
+    if kind == "ours-unprivileged":
+        return (
+            "" if os.geteuid() == 0 else "only root can become another user; `ours` is unprivileged already"
+        )
     if not os.access(C_VIRTIOFSD, os.X_OK):
         return f"{C_VIRTIOFSD} is missing (Debian 12 package qemu-system-common)"
     if os.geteuid() != 0:
@@ -148,7 +170,7 @@ def start_ours(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, pass_fds=[ready_end]
         )
         os.close(ready_end)
-        device = RunningDevice("ours", directory, socket, process)
+        device = RunningDevice("ours" if user is None else "ours-unprivileged", directory, socket, process)
         try:
             if not select.select([ready], [], [], READY_SECONDS)[0] or not os.read(ready, 64):
                 device.process.kill()
@@ -163,8 +185,38 @@ def start_ours(
 def start(
     kind: str, directory: Path, options: Sequence[str] = ()
 ) -> contextlib.AbstractContextManager[RunningDevice]:
-    """A daemon of either kind; `options` are for its own command line."""
-    return (start_c_virtiofsd if kind == "c" else start_ours)(directory, options)
+    """A daemon of any kind; `options` are for its own command line."""
+    if kind == "c":
+        return start_c_virtiofsd(directory, options)
+    return start_ours(directory, options, NOBODY if kind == "ours-unprivileged" else None)
+
+
+@contextlib.contextmanager
+def share_for(kind: str) -> Iterator[Path]:
+    """An empty directory to share by a daemon of a kind: it is the daemon's user's, who can reach it."""
+    with tempfile.TemporaryDirectory(prefix="virtiofs-share-") as place:
+        os.chmod(place, 0o755)
+        if kind == "ours-unprivileged":
+            os.chown(place, NOBODY, NOBODY)
+        yield Path(place)
+
+
+@contextlib.contextmanager
+def as_user_of(kind: str) -> Iterator[None]:
+    """Do what is done on the host as the user whom a daemon of a kind runs as."""
+    if kind != "ours-unprivileged":
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 def wait_until(condition: object, seconds: float = 5.0) -> bool:

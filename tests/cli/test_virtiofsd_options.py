@@ -366,6 +366,12 @@ OWN_SOCKET = {
 }
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens at the path: the flag 00010000 of /proc/net/unix, as a connection would be the one."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return any(fields[3] == "00010000" and fields[-1] == str(path) for fields in lines[1:])
+
+
 @pytest.mark.parametrize("launcher", OWN_SOCKET)
 def test_started_to_make_its_socket(launcher: str, shared: Path, tmp_path: Path) -> None:
     line, environment = OWN_SOCKET[launcher]
@@ -378,7 +384,7 @@ def test_started_to_make_its_socket(launcher: str, shared: Path, tmp_path: Path)
             assert daemon.ends() == 1
             assert refused[0] in daemon.said
             return
-        assert devices.wait_until(path.exists, READY_SECONDS)
+        assert devices.wait_until(lambda: listens(path), READY_SECONDS)
         if not environment:
             assert daemon.hears(WAITING)
         visit(str(path))

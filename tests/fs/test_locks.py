@@ -15,6 +15,7 @@ import pytest
 
 import devices
 from virtiofs.client.device import Device
+from virtiofs.client.hostile import RawQueue
 from virtiofs.client.session import Session
 from virtiofs.fuse.abi import FUSE_INTERRUPT_IN
 
@@ -131,6 +132,20 @@ def test_two_processes_of_one_guest_exclude_each_other_and_one_never_itself(gues
     first.lock(WRITE, owner=2)
 
 
+def test_a_lock_of_an_open_file_goes_with_its_handle_whoever_is_named_at_closing(guests):
+    """F_OFD_SETLK: its owner is the open file, of which Linux says no more than RELEASE."""
+    first, second, other = File(guests.one, "f"), File(guests.one, "f"), File(guests.two, "f")
+    first.lock(WRITE, owner=11, start=0, end=9)
+    second.lock(WRITE, owner=22, start=10, end=19)
+    guests.one.flush(first.node, first.fh, 1)  # a process that closes one descriptor of it
+    assert refused(lambda: other.lock(WRITE, start=0, end=9)) == errno.EAGAIN
+    guests.one.release(first.node, first.fh)
+    other.lock(WRITE, start=0, end=9)
+    assert refused(lambda: other.lock(WRITE, start=10, end=19)) == errno.EAGAIN
+    guests.one.release(second.node, second.fh)
+    other.lock(WRITE, start=10, end=19)
+
+
 def test_flock_belongs_to_the_open_file(guests):
     first, second = File(guests.one, "f"), File(guests.one, "f")
     first.lock(WRITE, owner=1, flags=FLOCK)
@@ -151,6 +166,32 @@ def test_a_wait_ends_when_the_lock_is_free_and_holds_up_nobody(guests, flags):
     a.lock(UNLOCK, flags=flags)
     b.finish(waits[0])
     assert refused(lambda: a.lock(READ, flags=flags)) == errno.EAGAIN
+
+
+def test_a_wait_ends_in_a_ring_that_is_never_empty(daemons):
+    """A busy guest fills the ring faster than it is served; others of its requests are not to starve of that."""
+    host, first, _ = daemons
+    (host / "f").touch()
+    with Device.connect(first, queue_size=1024) as device:
+        session = Session(device)
+        file, other = File(session, "f"), File(session, "f")
+        file.lock(WRITE, owner=1)
+        ring = RawQueue(device)
+        device.front_end.enable(1, False)  # so that the ring is full before anything is served
+        wait = other.wait(WRITE, owner=2)
+        unlock = session.begin("setlk", file.node, **file.arguments(UNLOCK, 1, 0, LAST, 0))
+        others = [session.begin("getattr", ROOT) for _ in range(900)]
+        heads = {id(pending): head for head, pending in device.queues[1].pending.items()}
+        device.front_end.enable(1, True)
+        session.finish(unlock, "setlk")
+        for pending in others:
+            session.finish(pending, "getattr")
+        other.finish(wait)
+        order = [ring.used_entry(ring.seen + position).id for position in range(902)]
+        assert order[0] == heads[id(unlock)], "the wait is set aside"
+        # Without a look at it in between, it would be the last.  The loop looks after every 64 requests.
+        assert order.index(heads[id(wait)]) <= 128
+        other.lock(UNLOCK, owner=2)
 
 
 def test_many_waits_get_the_lock_one_after_the_other(guests):

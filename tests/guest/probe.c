@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -77,6 +78,12 @@ static const struct bit whences[] = {
 static const struct bit protections[] = {{"r", PROT_READ}, {"rw", PROT_READ | PROT_WRITE}, {NULL, 0}};
 static const struct bit xattr_flags[] = {{"create", XATTR_CREATE}, {"replace", XATTR_REPLACE}, {NULL, 0}};
 
+static const struct bit flock_operations[] = {
+    {"shared", LOCK_SH}, {"exclusive", LOCK_EX}, {"none", LOCK_UN}, {"nonblock", LOCK_NB}, {NULL, 0}};
+static const struct bit lock_commands[] = {{"posix", F_SETLK}, {"posix-wait", F_SETLKW}, {"ofd", F_OFD_SETLK},
+                                           {"ofd-wait", F_OFD_SETLKW}, {NULL, 0}};
+static const struct bit lock_types[] = {{"shared", F_RDLCK}, {"exclusive", F_WRLCK}, {"none", F_UNLCK}, {NULL, 0}};
+
 static long bits(const struct bit *table, int word)
 {
     char copy[256];
@@ -133,6 +140,15 @@ static long do_name(void)
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd(1));
     return linkat(AT_FDCWD, path, AT_FDCWD, words[2], AT_SYMLINK_FOLLOW);
+}
+
+/* Locks: of the open file, or of LENGTH bytes from START. */
+
+static long do_flock(void) { return flock(fd(1), bits(flock_operations, 2)); }
+static long do_lock(void)
+{
+    struct flock lock = {.l_type = bits(lock_types, 3), .l_start = number(4), .l_len = number(5)};
+    return fcntl(fd(1), bits(lock_commands, 2), &lock);
 }
 
 /* Mappings. */
@@ -311,6 +327,8 @@ static const struct step {
     {"links", 1, do_fstat_links, 'i'},
     {"copy", 5, do_copy, 'i'},
     {"name", 2, do_name, 'n'},
+    {"flock", 2, do_flock, 'n'},
+    {"lock", 5, do_lock, 'n'},
     {"map", 4, do_map, 'n'},
     {"store", 3, do_store, 'n'},
     {"load", 3, do_load, 'd'},

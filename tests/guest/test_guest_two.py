@@ -143,3 +143,57 @@ def test_renaming_a_directory_under_the_other_gives_no_wrong_file(two: Two) -> N
     assert two.other.output("cat d1/f d2/f") == "one\ntwo"
     two.one.do(("rename", "d1", "d2", "exchange"))
     two.other.wait("[ $(cat d1/f) = two ] && [ $(cat d2/f) = one ]")
+
+
+# How a program takes a lock, by kind: without waiting, waiting, and giving it back.
+LOCKS: dict[str, tuple[probes.Step, probes.Step, probes.Step]] = {
+    "flock": (("flock", "f", "exclusive,nonblock"), ("flock", "f", "exclusive"), ("flock", "f", "none")),
+    "posix": (
+        ("lock", "f", "posix", "exclusive", 2, 3),
+        ("lock", "f", "posix-wait", "exclusive", 0, 10),
+        ("lock", "f", "posix", "none", 0, 0),
+    ),
+    "ofd": (
+        ("lock", "f", "ofd", "exclusive", 2, 3),
+        ("lock", "f", "ofd-wait", "exclusive", 0, 10),
+        ("lock", "f", "ofd", "none", 0, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("by_exit", [False, True], ids=["unlock", "exit"])
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_of_one_keeps_the_other_out_and_its_end_wakes_the_other(
+    two: Two, lock: str, by_exit: bool
+) -> None:
+    attempt, wait, unlock = LOCKS[lock]
+    (two.host / "f").write_text("before")
+    locked, refused = threading.Event(), threading.Event()
+    results: list[list[probes.Value]] = []
+
+    def other() -> None:
+        assert locked.wait(60)
+        # What it reads under the lock was written under the lock: it did wait.
+        steps: list[probes.Step] = [("open", "f", "f", "rw"), attempt, ("wait", "refused"), wait]
+        steps += [("pread", "f", 0, 10), ("pwrite", "f", 0, "second")]
+        results.append(two.other.steps(*steps, answers={"refused": refused.set}))
+
+    def locked_until_the_other_waits() -> None:
+        locked.set()
+        assert refused.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held: list[probes.Step] = [
+        ("open", "f", "f", "rw"),
+        attempt,
+        ("wait", "held"),
+        ("pwrite", "f", 0, "first!"),
+    ]
+    if not by_exit:
+        held += [unlock, wait, ("pread", "f", 0, 10)]
+    values = two.one.steps(*held, answers={"held": locked_until_the_other_waits})
+    thread.join()
+    assert results == [[None, "EAGAIN", None, None, b"first!", 6]]
+    assert values[:4] == [None, None, None, 6]
+    assert (two.host / "f").read_text() == "second"

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ import devices
 from virtiofs.client.device import Device
 from virtiofs.client.hostile import INDIRECT, NEXT, WRITE, Descriptor, RawQueue
 from virtiofs.client.session import Session
-from virtiofs.fuse.abi import BY_NAME, FUSE_GETATTR_IN, FUSE_IN_HEADER
+from virtiofs.fuse.abi import BY_NAME, FUSE_GETATTR_IN, FUSE_IN_HEADER, FUSE_LK_IN
 
 OUTSIDE = 1 << 50
 VICTIM, WITNESS = 1, 2  # the queue that is attacked, and one that must go on
@@ -178,6 +181,62 @@ def test_an_available_index_that_jumps_stops_the_queue(daemon, device, jump):
     assert raw.wait_broken()
     check_unharmed(device)
     check_healed(device)
+
+
+def waiting_request(raw: RawQueue, session: Session) -> tuple[int, int]:
+    """Offer descriptors 0 and 1 as a request that waits for a lock; the room for its reply, and the locked file."""
+    node = session.lookup(1, "file").nodeid
+    handle = session.open(node, os.O_RDWR).fh
+    lock = {"start": 0, "end": 99, "type": fcntl.F_WRLCK, "pid": 1}
+    session.call("setlk", node, fh=handle, owner=1, lk=lock)
+    body = FUSE_LK_IN.pack(fh=handle, owner=2, lk=lock)
+    opcode = BY_NAME["setlkw"].opcode
+    header = FUSE_IN_HEADER.pack(len=FUSE_IN_HEADER.size + len(body), opcode=opcode, unique=9, nodeid=node)
+    room = raw.room(16)
+    message = header + body
+    raw.chain([Descriptor(raw.place(message), len(message), NEXT, 1), Descriptor(room, 16, WRITE)])
+    raw.offer(0)
+    raw.kick()
+    return room, node
+
+
+def test_a_chain_that_is_offered_again_while_it_waits_for_a_lock_stops_the_queue(daemon, device):
+    """Its memory would be answered twice, and one waiting request would be many."""
+    lines = len(daemon.log)
+    session = Session(device, queue=WITNESS)
+    raw = RawQueue(device, VICTIM)
+    room, _ = waiting_request(raw, session)
+    raw.offer(0)
+    raw.kick()
+    assert raw.wait_broken()
+    said = "queue 1 is stopped until the device is reset: a descriptor chain was offered again before it was given back"
+    assert devices.wait_until(lambda: any(said in line for line in daemon.log[lines:]))
+    assert raw.wait_used() == [(0, 16)], "it is given back once, unanswered"
+    assert struct.unpack("<IiQ", raw.memory.read(room, 16)) == (16, -errno.EINTR, 9)
+    assert raw.wait_used(timeout=0) == []
+    check_unharmed(device)
+    check_healed(device)
+
+
+def test_a_chain_may_be_offered_again_once_it_was_given_back(device):
+    session = Session(device, queue=WITNESS)
+    raw = RawQueue(device, VICTIM)
+    room, node = waiting_request(raw, session)
+    # Chains beside it come and go meanwhile, many more than there are descriptors.
+    readable, writable = request_pieces(raw)
+    raw.chain([readable._replace(next=3), writable], first=2)
+    for _ in range(2 * raw.size):
+        raw.offer(2)
+        raw.kick()
+        assert raw.wait_used() == [(2, 120)]
+    session.call(
+        "setlk", node, fh=session.open(node, os.O_RDWR).fh, owner=1, lk={"end": 99, "type": fcntl.F_UNLCK}
+    )
+    assert raw.wait_used() == [(0, 16)]
+    raw.offer(0)
+    raw.kick()
+    assert raw.wait_used() == [(0, 16)]
+    assert struct.unpack("<IiQ", raw.memory.read(room, 16)) == (16, 0, 9)
 
 
 def test_a_sound_request_after_direct_descriptors_and_an_indirect_table_is_served(device):

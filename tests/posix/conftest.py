@@ -55,11 +55,19 @@ def share(running: devices.RunningDevice) -> Iterator[Session]:
 
 
 @pytest.fixture
+def tmp_path(running: devices.RunningDevice) -> Iterator[Path]:
+    """A directory outside the share that belongs to whoever the test acts as."""
+    with devices.share_for(running.kind) as path:
+        yield path
+
+
+@pytest.fixture
 def place(running: devices.RunningDevice, share: Session) -> Iterator[Place]:
     """An empty directory of the share for one test; the daemon must have outlived the test."""
     host = running.directory / f"test-{len(os.listdir(running.directory))}"
-    host.mkdir()
-    root = share.lookup(1, host.name).nodeid
-    yield Place(running.kind, share, root, host)
-    share.forget(root)
+    with devices.as_user_of(running.kind):
+        host.mkdir()
+        root = share.lookup(1, host.name).nodeid
+        yield Place(running.kind, share, root, host)
+        share.forget(root)
     assert running.alive, "the daemon died:\n" + "\n".join(running.log)

@@ -12,7 +12,7 @@ import pytest
 from inside import child, needs_root, outcome, walled
 
 from virtiofs.sandbox import capabilities, landlock
-from virtiofs.sandbox.walls import HANDLES, SHARE, Walls
+from virtiofs.sandbox.walls import HANDLES, MODES, SHARE, Walls
 
 NOWHERE = {"No such file or directory", "Permission denied"}
 pytestmark = needs_root
@@ -230,3 +230,23 @@ def test_the_supervisor_keeps_only_what_its_workers_need(outside):
     assert said[0] == "1"
     assert "sys_ptrace" not in said[1] and "net_admin" not in said[1] and "sys_module" not in said[1]
     assert "sys_admin" in said[1] and said[2] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_link_that_takes_the_place_of_a_directory_above_is_refused_and_one_that_was_there_is_not(
+    outside, mode
+):
+    """Each worker finds its share anew; whoever may write above it, as another share's guest, could lead it out."""
+    (outside / "way").symlink_to(outside / "share")
+    made = Walls(str(outside / "way"), mode=mode, file_handles=False, filter="none")
+    said, _ = walled(made, lambda place: sorted(os.listdir(place.directory)))
+    assert said == ["file"]
+    (outside / "share").rename(outside / "moved")
+    (outside / "share").symlink_to("/etc")
+    said, _ = walled(made, lambda place: "inside")
+    assert str(outside / "share") in said and "symbolic link" in said
+    # A directory that was made anew is served: that is how a share is emptied.
+    (outside / "share").unlink()
+    (outside / "share").mkdir()
+    said, _ = walled(made, lambda place: sorted(os.listdir(place.directory)))
+    assert said == []

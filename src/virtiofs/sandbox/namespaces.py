@@ -96,12 +96,11 @@ def new_rest() -> None:
 
 
 @cython.cfunc
-def clone(path: str, flags: cython.int) -> cython.int:
-    name: bytes = os.fsencode(path)
-    target: cython.p_char = name
+def clone(path: bytes, flags: cython.int) -> cython.int:
+    target: cython.p_char = path
     fd: cython.int = syscall(SYS_OPEN_TREE, AT_FDCWD, target, OPEN_TREE_CLONE | O_CLOEXEC | flags)
     if fd < 0:
-        raise failure(f"clone the mount of {path}")
+        raise failure(f"clone the mount of {'the shared directory' if path == b'.' else os.fsdecode(path)}")
     return fd
 
 
@@ -118,18 +117,18 @@ def own_descriptors(mount_proc: bool) -> int:
         and errno != EPERM
     ):
         raise failure("mount a procfs")
-    return clone("/proc/self/fd", 0)
+    return clone(b"/proc/self/fd", 0)
 
 
-def clone_tree(directory: str, read_only: bool) -> int:
-    """A descriptor of a copy of `directory` with all that is mounted below it, which is mounted nowhere yet.
+def clone_tree(read_only: bool) -> int:
+    """A descriptor of a copy of the working directory with all that is mounted below it, which is mounted nowhere yet.
 
     In the copy devices can not be opened and nothing executed; `read_only`: nor anything changed.  What the host
     mounts later comes without these flags.  Needs a mount namespace of our own.  Raises `OSError`.
     """
     attributes: MountAttributes
     nothing: cython.p_char = b""
-    tree: cython.int = clone(directory, AT_RECURSIVE)
+    tree: cython.int = clone(b".", AT_RECURSIVE)
     attributes.set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     if read_only:
         attributes.set |= MOUNT_ATTR_RDONLY
@@ -147,24 +146,22 @@ def clone_tree(directory: str, read_only: bool) -> int:
         != 0
         and errno != ENOSYS
     ):
-        error = failure(f"restrict the mounts of {directory}")
+        error = failure("restrict the mounts of the shared directory")
         os.close(tree)
         raise error
     return tree
 
 
-def move_into(tree: int, directory: str) -> None:
-    """Make the copy `tree` of `directory` all there is: the root and the working directory.  Raises `OSError`."""
+def move_into(tree: int) -> None:
+    """Make `tree`, a copy of the working directory, all there is: the root, too.  Raises `OSError`."""
     fd: cython.int = tree
     nothing: cython.p_char = b""
     here: cython.p_char = b"."
-    name: bytes = os.fsencode(directory)
-    target: cython.p_char = name
-    if syscall(SYS_MOVE_MOUNT, fd, nothing, AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH) != 0:
-        raise failure(f"mount {directory} on itself")
+    if syscall(SYS_MOVE_MOUNT, fd, nothing, AT_FDCWD, here, MOVE_MOUNT_F_EMPTY_PATH) != 0:
+        raise failure("mount the shared directory on itself")
     if fchdir(fd) != 0:
-        raise failure(f"enter {directory}")
+        raise failure("enter the shared directory")
     # The old root ends up on top of the new one, where "." finds it to unmount (pivot_root(2)).
     if syscall(SYS_pivot_root, here, here) != 0 or umount2(here, MNT_DETACH) != 0:
-        raise failure(f"make {directory} the root")
+        raise failure("make the shared directory the root")
     os.chdir("/")

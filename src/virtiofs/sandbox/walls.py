@@ -16,6 +16,7 @@ each wall leaves open.
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Place:
 
 
 class Walls:
-    """The walls around workers that share `directory`, an absolute path.
+    """The walls around workers that share `directory`, which is resolved once, now: see `enter_directory`.
 
     `mode`: one of `MODES`.  `filter`: what happens to a system call that is not on the list, one of `SECCOMP`.
     `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
@@ -63,7 +64,7 @@ class Walls:
         warn: Callable[[str], None] = lambda text: None,
     ):
         permitted = capabilities.permitted()
-        self._directory = directory
+        self._directory = os.path.realpath(directory)
         self._mode = mode
         self._read_only = read_only
         self._descriptors = descriptors
@@ -104,7 +105,7 @@ class Walls:
     def around(self, directory: str, read_only: bool) -> Walls:
         """The same walls around another directory."""
         walls = copy.copy(self)
-        walls._directory = directory
+        walls._directory = os.path.realpath(directory)
         walls._read_only = read_only
         return walls
 
@@ -168,20 +169,22 @@ class Walls:
         """Make the directory the root, as far as the mode goes."""
         if self._mode == "namespace":
             namespaces.new_rest()
-            tree = namespaces.clone_tree(self._directory, self._read_only)
+            enter_directory(self._directory)
+            tree = namespaces.clone_tree(self._read_only)
             try:
                 proc = namespaces.own_descriptors(mount_proc=True)
-                namespaces.move_into(tree, self._directory)
+                namespaces.move_into(tree)
             finally:
                 os.close(tree)
             return Place("/", proc)
+        enter_directory(self._directory)
         try:
             proc = namespaces.own_descriptors(mount_proc=False)
         except OSError:  # it takes CAP_SYS_ADMIN
             proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if self._mode == "none":
-            return Place(self._directory, proc)
-        os.chroot(self._directory)
+            return Place(".", proc)
+        os.chroot(".")
         os.chdir("/")
         return Place("/", proc)
 
@@ -191,6 +194,32 @@ class Walls:
         landlock.restrict("" if self._handles else place.directory, self._read_only)
         if self._filter is not None:
             process.load_filter(self._filter)
+
+
+def enter_directory(path: str) -> None:
+    """Make `path` the working directory; it is absolute and was resolved before.
+
+    A symbolic link in it is refused: each worker comes here anew, and a guest that may write to a directory above,
+    because that is shared, too, could put one there.  Raises `OSError`.
+    """
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in filter(None, path.split("/")):
+            below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            os.close(here)
+            here = below
+        os.fchdir(here)
+    except NotADirectoryError:
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            "no directory any more, or behind a symbolic link that was not there when the share was made; if that is"
+            " meant, start the daemon again",
+            path,
+        ) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(here)
 
 
 def forget_modules() -> None:

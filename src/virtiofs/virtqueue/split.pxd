@@ -45,6 +45,7 @@ cdef class SplitQueue:
     cdef readonly int broken
     cdef Chain chain
     cdef virtq_desc* table
+    cdef uint8_t* in_flight          # by head: 1 from `pop` to `push`
 
     cdef int pop(self) noexcept nogil
     cdef int walk(self, uint16_t head) noexcept nogil

@@ -35,6 +35,7 @@ REASONS = {
     8: "a readable descriptor follows a writable one",
     9: "a descriptor points outside guest memory, or over the end of a region",
     10: "a chain holds 4 GiB or more",
+    11: "a descriptor chain was offered again before it was given back",
 }
 INDEX_JUMP = cython.declare(cython.int, 1)
 BAD_INDEX = cython.declare(cython.int, 2)
@@ -46,6 +47,7 @@ INDIRECT_AND_NEXT = cython.declare(cython.int, 7)
 BAD_ORDER = cython.declare(cython.int, 8)
 OUTSIDE = cython.declare(cython.int, 9)
 TOO_LARGE = cython.declare(cython.int, 10)
+IN_FLIGHT = cython.declare(cython.int, 11)
 
 
 @cython.cclass
@@ -93,10 +95,12 @@ class SplitQueue:
         self.chain.readable = cython.cast(cython.pointer(iovec), calloc(size, cython.sizeof(iovec)))
         self.chain.writable = cython.cast(cython.pointer(iovec), calloc(size, cython.sizeof(iovec)))
         self.table = cython.cast(cython.pointer(virtq_desc), calloc(size, cython.sizeof(virtq_desc)))
+        self.in_flight = cython.cast(cython.pointer(uint8_t), calloc(size, 1))
         if (
             self.chain.readable == cython.NULL
             or self.chain.writable == cython.NULL
             or self.table == cython.NULL
+            or self.in_flight == cython.NULL
         ):
             raise MemoryError
 
@@ -104,6 +108,7 @@ class SplitQueue:
         free(self.chain.readable)
         free(self.chain.writable)
         free(self.table)
+        free(self.in_flight)
 
     @property
     def base(self) -> int:
@@ -139,8 +144,11 @@ class SplitQueue:
         head = load_u16(self.avail + 4 + 2 * (self.next_avail & (self.size - 1)))
         if head >= self.size:
             return self.fail(BAD_INDEX)
+        if self.in_flight[head]:
+            return self.fail(IN_FLIGHT)
         if self.walk(head) < 0:
             return -1
+        self.in_flight[head] = 1
         self.next_avail += 1
         return 1
 
@@ -229,6 +237,7 @@ class SplitQueue:
         )
         slot.id = head
         slot.len = length
+        self.in_flight[head] = 0
         self.next_used += 1
         store_release_u16(self.used + 2, self.next_used)
 

@@ -17,6 +17,7 @@ cdef enum Ownership:
 cdef struct LockOwner:
     uint64_t nodeid
     uint64_t owner
+    uint64_t fh              # the handle that it last asked through
     int fd                   # its open-file-description locks are the owner's POSIX locks
     LockOwner* next
 

@@ -36,7 +36,7 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     pwritev2,
     syncfs,
 )
-from cython.cimports.virtiofs.fs.passthrough.locks import owner_gone
+from cython.cimports.virtiofs.fs.passthrough.locks import owner_gone, owners_by_handle_gone
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_FSYNC_FDATASYNC,
     FUSE_WRITE_KILL_SUIDGID,
@@ -280,7 +280,10 @@ def flush(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
 def release_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_release_in) = cython.cast(cython.pointer(fuse_release_in), request.args)
-    return handle_release(cython.address(share.handles), args.fh, False)
+    error: cython.int = handle_release(cython.address(share.handles), args.fh, False)
+    if not error:
+        owners_by_handle_gone(share, args.fh)
+    return error
 
 
 @cython.cfunc

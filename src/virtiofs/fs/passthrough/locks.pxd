@@ -20,6 +20,7 @@ cdef extern from "<sys/file.h>" nogil:
 
 cdef void owners_init(Share* share) noexcept nogil
 cdef void owner_gone(Share* share, uint64_t nodeid, uint64_t owner) noexcept nogil
+cdef void owners_by_handle_gone(Share* share, uint64_t fh) noexcept nogil
 cdef void all_owners_gone(Share* share) noexcept nogil
 cdef int getlk(void* context, Request* request) noexcept nogil
 cdef int setlk(void* context, Request* request) noexcept nogil

@@ -8,6 +8,11 @@ drops all its locks on the file (fcntl(2)).  The host knows no guest processes, 
 an open file of its own here, and takes open-file-description locks on it; FLUSH, which the guest sends at each close,
 names the owner whose locks are to go.
 
+An open-file-description lock of the guest (F_OFD_SETLK) comes as a POSIX lock whose owner is the open file.  No FLUSH
+names that one, and Linux says nothing of the lock when the file is closed for the last time (locks_remove_posix() finds
+none of its own): it goes with the handle that it was taken through.  A process that took locks through a handle has
+closed it before, and lost them with that.
+
 Nothing here waits: SETLKW that finds a conflict returns WAIT and is called again (fuse/waiting.py).
 """
 
@@ -65,7 +70,7 @@ def find_owner(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def owner_file(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) -> cython.int:
+def owner_file(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t, fh: uint64_t) -> cython.int:
     """The open file that holds an owner's locks, made if need be; or a negative errno.  Under the lock."""
     name: cython.char[16]
     fd: cython.int
@@ -73,6 +78,7 @@ def owner_file(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) 
     inode: cython.pointer(Inode)
     entry: cython.pointer(LockOwner) = find_owner(share, nodeid, owner)
     if entry != cython.NULL:
+        entry.fh = fh
         return entry.fd
     if share.owner_count == MOST_OWNERS:
         return -ENOLCK
@@ -100,6 +106,7 @@ def owner_file(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) 
         return -ENOMEM
     entry.nodeid = nodeid
     entry.owner = owner
+    entry.fh = fh
     entry.fd = fd
     entry.next = share.owners
     share.owners = entry
@@ -122,6 +129,29 @@ def owner_gone(share: cython.pointer(Share), nodeid: uint64_t, owner: uint64_t) 
         link = cython.address(link[0].next)
     if link[0] != cython.NULL:
         entry = link[0]
+        link[0] = entry.next
+        share.owner_count -= 1
+        close(entry.fd)
+        free(entry)
+    pthread_mutex_unlock(cython.address(share.owners_lock))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def owners_by_handle_gone(share: cython.pointer(Share), fh: uint64_t) -> cython.void:
+    """Drop the locks that were taken through a handle: nobody has that file open any more."""
+    link: cython.pointer(cython.pointer(LockOwner))
+    entry: cython.pointer(LockOwner)
+    if share.owner_count == 0:
+        return
+    pthread_mutex_lock(cython.address(share.owners_lock))
+    link = cython.address(share.owners)
+    while link[0] != cython.NULL:
+        entry = link[0]
+        if entry.fh != fh:
+            link = cython.address(entry.next)
+            continue
         link[0] = entry.next
         share.owner_count -= 1
         close(entry.fd)
@@ -177,7 +207,7 @@ def getlk(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     if error:
         return error
     pthread_mutex_lock(cython.address(share.owners_lock))
-    fd = owner_file(share, request.header.nodeid, args.owner)
+    fd = owner_file(share, request.header.nodeid, args.owner, args.fh)
     error = fd if fd < 0 else fcntl(fd, F_OFD_GETLK, cython.address(lock))
     if fd >= 0 and error:
         error = -errno
@@ -207,7 +237,7 @@ def setlk(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     if args.lk_flags & FUSE_LK_FLOCK:
         return set_flock(share, args)
     pthread_mutex_lock(cython.address(share.owners_lock))
-    fd = owner_file(share, request.header.nodeid, args.owner)
+    fd = owner_file(share, request.header.nodeid, args.owner, args.fh)
     error = fd if fd < 0 else 0
     if fd >= 0 and fcntl(fd, F_OFD_SETLK, cython.address(lock)) != 0:
         error = -EAGAIN if errno == EACCES else -errno
