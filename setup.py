@@ -22,6 +22,7 @@ COMPILED = [
     "virtiofs.fuse.request",
     "virtiofs.fuse.session",
     "virtiofs.fuse.waiting",
+    "virtiofs.fuse.pool",
     "virtiofs.fuse.serving",
     "virtiofs.fuse.loop",
     "virtiofs.fuse.devfuse",

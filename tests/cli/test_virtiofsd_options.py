@@ -147,7 +147,7 @@ def test_what_the_options_set() -> None:
                 "--preserve-noatime",
                 "--inode-file-handles=mandatory",
             ),
-            *("--rlimit-nofile", "4096", "--readonly", "--syslog", "-d"),
+            *("--rlimit-nofile", "4096", "--readonly", "--syslog", "-d", "--thread-pool-size=16"),
         ]
     )
     assert (settings.shared_dir, settings.fd, settings.tag) == ("/a", 7, "t")
@@ -160,6 +160,7 @@ def test_what_the_options_set() -> None:
         "readdirplus": False,
         "noatime": True,
         "shared_locks": False,
+        "pool_threads": 16,
     }
     assert (settings.rlimit_nofile, settings.readonly, settings.syslog, settings.log_level) == (
         4096,
@@ -173,6 +174,8 @@ def test_what_the_options_set() -> None:
     assert settings.shared_dir == "/a,b"
     assert (settings.passthrough["cache"], settings.passthrough["valid"]) == ("never", 0.5)
     assert settings.rlimit_nofile is None
+    assert settings.passthrough["pool_threads"] == 4
+    assert parse(["--shared-dir=/a", "--fd=7", "--thread-pool-size", "100"]).passthrough["pool_threads"] == 64
 
 
 def test_the_last_of_a_repeated_option_wins_but_not_for_what_is_shared() -> None:
@@ -207,7 +210,7 @@ def test_the_environment_says_how_much_is_logged(monkeypatch: pytest.MonkeyPatch
         (["--shared-dir", "/srv", "--fd", "99"], 1),
         (["--shared-dir", "/surely/not", "--socket-path", "/tmp/surely-not.sock"], 1),
         (["--shared-dir", "/srv", "--socket-path", "/surely/not/x.sock"], 1),
-        (["--shared-dir", "/srv", "--fd", "3", "--thread-pool-size=64"], 1),
+        (["--shared-dir", "/srv", "--fd", "3", "--thread-pool-size=-1"], 2),
         (["--shared-dir", "/srv", "--fd", "3", "--uid-map", ":0:1:"], 1),
         (["--shared-dir", "/srv", "--fd", "3", "--uid-map", ":0:1:1:", "--sandbox=none"], 1),
     ],

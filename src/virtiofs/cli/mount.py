@@ -98,7 +98,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     serve.add_share_arguments(parser)
     # A wait for a lock can be interrupted here, so it needs no end.  Mounts below DIR look like directories.
-    parser.set_defaults(parser=parser, queues=1, lock_wait=serve.MAX_LOCK_WAIT, no_announce_submounts=True)
+    parser.set_defaults(
+        parser=parser,
+        queues=1,
+        lock_wait=serve.MAX_LOCK_WAIT,
+        thread_pool_size=0,
+        no_announce_submounts=True,
+    )
 
 
 def main(options: argparse.Namespace) -> int:

@@ -42,6 +42,7 @@ MAX_QUEUES = 64
 # A queue that no front end starts costs nothing; a thread runs for each that is started.
 DEFAULT_QUEUES = min(len(os.sched_getaffinity(0)), 8)
 MIN_DESCRIPTORS = 1400
+MAX_POOL_THREADS = 64
 MAX_LOCK_WAIT = 30 * 86400
 DEFAULT_TAG = "virtiofs"
 # With many shares the others wait while one front end sends a message, so it has less time for it.
@@ -87,6 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_QUEUES,
         help="request queues a VMM may use, 1 to 64 (%(default)s: one for each processor, at most 8)",
+    )
+    parser.add_argument(
+        "--thread-pool-size",
+        metavar="N",
+        type=int,
+        default=4,
+        help="threads for requests that wait for a disk, such as reads of what is not cached; 0: each queue waits"
+        " itself (%(default)s)",
     )
     parser.add_argument(
         "--no-announce-submounts",
@@ -262,6 +271,8 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--max-open takes 16 or more, not {options.max_open}")
     if options.rlimit_nofile and options.rlimit_nofile < MIN_DESCRIPTORS:
         raise ValueError(f"--rlimit-nofile takes {MIN_DESCRIPTORS} or more, not {options.rlimit_nofile}")
+    if not 0 <= options.thread_pool_size <= MAX_POOL_THREADS:
+        raise ValueError(f"--thread-pool-size takes 0 to {MAX_POOL_THREADS}, not {options.thread_pool_size}")
     if not 0 <= options.lock_wait <= MAX_LOCK_WAIT:
         raise ValueError(f"--lock-wait takes 0 to {MAX_LOCK_WAIT} seconds, not {options.lock_wait:g}")
     if options.ready_fd is not None:
@@ -296,6 +307,7 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
         "mmap": options.allow_mmap,
         "shared_locks": options.locks == "shared",
         "wait_limit": options.lock_wait,
+        "pool_threads": options.thread_pool_size,
         "announce_submounts": not options.no_announce_submounts,
         **ownership.share_options(options),
     }

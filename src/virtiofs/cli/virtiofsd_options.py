@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 MIN_DESCRIPTORS = 1400
+MAX_POOL_THREADS = 64
 LOG_LEVELS = {
     "off": "off",
     "error": "error",
@@ -52,7 +53,12 @@ class Settings:
         self.sandbox = "namespace"
         self.seccomp = "kill"
         self.modcaps = ""
-        self.passthrough: dict[str, Any] = {"cache": "auto", "file_handles": "prefer", "shared_locks": False}
+        self.passthrough: dict[str, Any] = {
+            "cache": "auto",
+            "file_handles": "prefer",
+            "shared_locks": False,
+            "pool_threads": 4,
+        }
         # Options of `virtiofs serve` about owners and attributes (cli/ownership.py).
         self.owners: dict[str, Any] = {
             "xattr": False,
@@ -77,6 +83,9 @@ class Settings:
         if 0 < number < MIN_DESCRIPTORS:
             raise Refused(f"--rlimit-nofile takes 0, or {MIN_DESCRIPTORS} and more, not {number}")
         self.rlimit_nofile = number or None
+
+    def size_pool(self, text: str) -> None:
+        self.passthrough["pool_threads"] = min(integer("--thread-pool-size", text), MAX_POOL_THREADS)
 
 
 Action = Callable[[Settings, str], None]
@@ -334,10 +343,10 @@ OPTIONS = (
         (),
         "N",
         BOTH,
-        SAME,
-        "Each queue has one thread, which serves one request after the other: what 0 and 1 ask for.",
-        None,
-        {"0": "", "1": ""},
+        HONOURED,
+        "Threads for requests that wait for a disk or a server; the queue's own thread serves the others."
+        f" 4 by default, {MAX_POOL_THREADS} at most: more are taken as so many; with 0 the queue waits itself.",
+        Settings.size_pool,
     ),
     Option(
         (),
@@ -345,7 +354,7 @@ OPTIONS = (
         "N",
         C,
         SAME,
-        "There is no pool whose threads could be idle.",
+        "All threads of the pool stay, idle or not.",
     ),
     Option((), ("allow_root",), "", C, SAME, "Every user of the guest may use the share, root as well."),
     Option(

@@ -29,12 +29,24 @@ FAMILIES = (
     ("virtiofs_handles", "gauge", "Files the guest has open."),
     ("virtiofs_descriptors", "gauge", "Descriptors kept for inodes."),
     ("virtiofs_evictions_total", "counter", "Descriptors taken from inodes, since the VMM connected."),
+    ("virtiofs_pool_threads", "gauge", "Threads for requests that would block."),
+    ("virtiofs_pool_busy", "gauge", "Threads of the pool that serve a request."),
+    ("virtiofs_pool_jobs", "gauge", "Requests that the pool has: being served, or waiting for a thread."),
+    ("virtiofs_pool_requests_total", "counter", "Requests the pool has taken, since the VMM connected."),
+    ("virtiofs_pool_refused_total", "counter", "Requests it had no room for, since the VMM connected."),
 )
 FROM_STATISTICS = {
     "inodes": "virtiofs_inodes",
     "handles": "virtiofs_handles",
     "descriptors": "virtiofs_descriptors",
     "evictions": "virtiofs_evictions_total",
+}
+FROM_POOL = {
+    "threads": "virtiofs_pool_threads",
+    "busy": "virtiofs_pool_busy",
+    "jobs": "virtiofs_pool_jobs",
+    "taken": "virtiofs_pool_requests_total",
+    "refused": "virtiofs_pool_refused_total",
 }
 
 
@@ -67,6 +79,8 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
     for key, value in status["filesystem"].items():
         if key in FROM_STATISTICS:
             put(FROM_STATISTICS[key], value)
+    for key, value in status["pool"].items():
+        put(FROM_POOL[key], value)
 
 
 def put_operation(samples: dict[str, list[str]], labels: str, row: list[int]) -> None:

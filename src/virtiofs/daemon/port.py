@@ -207,6 +207,7 @@ class Port:
             "quota": None,
             "worker": self._worker[0] if self._worker else None,
             "queues": {},
+            "pool": {},
             "filesystem": {},
         }
         if self.share.quota is not None:

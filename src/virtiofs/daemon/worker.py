@@ -3,7 +3,7 @@
 
 It is forked before a front end connects and serves one connection; a new one takes its place afterwards, so
 nothing of one guest is left for the next.  Its main thread obeys the supervisor; each queue has a thread that
-runs a compiled loop.
+runs a compiled loop, and all share the threads of a pool for what would block.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from virtiofs.daemon import channel
 from virtiofs.daemon.log import Log
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fuse.loop import QueueLoop
+from virtiofs.fuse.pool import Pool
 from virtiofs.fuse.session import Session
 from virtiofs.sandbox.walls import Place, Walls
 from virtiofs.virtqueue.memory import GuestMemory
@@ -50,6 +51,8 @@ class Worker:
         self._session = Session(filesystem)
         self._queues: dict[int, Queue] = {}
         self._stopped: dict[str, list[int]] = {}  # counters of queues that are no more
+        self._pool = Pool() if filesystem.pool_threads else None
+        self._pool_threads: list[threading.Thread] = []
 
     def run(self) -> None:
         """Obey until the supervisor closes its end."""
@@ -70,6 +73,10 @@ class Worker:
             channel.send(self._socket, {**answer, "number": number})
         for index in list(self._queues):
             self.stop_queue([], index)
+        if self._pool is not None:
+            self._pool.end()
+        for thread in self._pool_threads:
+            thread.join()
         self._session.end()
         self._filesystem.close()
 
@@ -111,7 +118,9 @@ class Worker:
         ring = SplitQueue(self._memory, size, desc, avail, used, base, event_idx, indirect)
         kick_fd = fds.pop(0)
         call_fd = fds.pop(0) if call else -1
-        loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit)
+        if self._pool is not None and not self._pool_threads:
+            self._fill_pool(self._pool)
+        loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit, self._pool)
         loop.set_enabled(enabled)
         queue = Queue(index, loop, fds.pop(0) if err else -1)
         self._queues[index] = queue
@@ -154,10 +163,20 @@ class Worker:
                 str(queue.index): {
                     "requests": queue.loop.requests,
                     "waiting": queue.loop.waiting_count,
+                    "pooled": queue.loop.outstanding,
                     "broken": queue.loop.queue.reason,
                 }
                 for queue in self._queues.values()
             },
+            "pool": {
+                "threads": self._pool.threads,
+                "busy": self._pool.threads - self._pool.idle,
+                "jobs": self._pool.jobs,
+                "taken": self._pool.taken,
+                "refused": self._pool.refused,
+            }
+            if self._pool is not None
+            else {},
         }
 
     def counters(self, fds: list[int]) -> dict[str, list[int]]:
@@ -169,6 +188,28 @@ class Worker:
 
     def set_log_level(self, fds: list[int], level: str) -> None:
         self._log.set_level(level)
+
+    def _fill_pool(self, pool: Pool) -> None:
+        """Start the pool's threads, and wait until each can take jobs."""
+        ready = threading.Semaphore(0)
+
+        def work() -> None:
+            try:
+                self._filesystem.start_thread()
+                pool.enter()
+            except OSError as error:  # those that did start do the work, and the queues without any
+                self._log.error(f"a thread of the pool can not serve: {error}")
+                return
+            finally:
+                ready.release()
+            pool.run()
+
+        for number in range(self._filesystem.pool_threads):
+            thread = threading.Thread(target=work, name=f"pool {number}")
+            thread.start()
+            self._pool_threads.append(thread)
+        for _ in self._pool_threads:
+            ready.acquire()
 
     def _resume(self, queue: Queue) -> None:
         queue.loop.rearm()

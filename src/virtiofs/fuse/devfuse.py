@@ -40,6 +40,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_out_header,
     fuse_write_in,
 )
+from cython.cimports.virtiofs.fuse.request import Request
 from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
 from cython.cimports.virtiofs.fuse.session import MAX_WRITE, WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import now
@@ -163,10 +164,7 @@ class DevFuseLoop(Loop):
     def serve(self, size: uint64_t) -> cython.void:
         """Serve the message of `size` bytes that was read."""
         length: uint32_t
-        began: int64_t = 0
-        timed: cython.bint = self.requests % SAMPLED == 0
-        if timed:
-            began = now()
+        began: int64_t = now() if self.requests % SAMPLED == 0 else 0
         self.readable.iov_base = self.message
         self.readable.iov_len = size
         self.writable.iov_base = self.reply
@@ -187,15 +185,19 @@ class DevFuseLoop(Loop):
                     self.set_blocking(False)
                 return
             length = self.session.finish(cython.address(self.request), -ENOLCK)
-        self.count()
-        if timed:
-            self.time(began)
-        self.complete(0, length)
+        self.complete(cython.address(self.request), 0, length, began)
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
-        """Write the reply.  An error has no consequence here: the request is over for the kernel, too."""
-        if length and self.request.header.opcode != FUSE_INTERRUPT:
+    def complete(
+        self, request: cython.pointer(Request), head: uint16_t, length: uint32_t, began: int64_t
+    ) -> cython.void:
+        """Count a request, and write its reply.  An error has no consequence here: the request is over for the
+        kernel, too.
+        """
+        self.count(request)
+        if began:
+            self.time(request, began)
+        if length and request.header.opcode != FUSE_INTERRUPT:
             write(self.fd, self.reply, length)

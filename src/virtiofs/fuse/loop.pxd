@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t
+from virtiofs.fuse.pool cimport Job, Pool, pthread_mutex_t
+from virtiofs.fuse.request cimport Request
 from virtiofs.fuse.serving cimport Loop
 from virtiofs.virtqueue.split cimport SplitQueue
 
@@ -19,6 +22,9 @@ cdef class QueueLoop(Loop):
     cdef int64_t accounted           # when the allowance was last added to
     cdef uint32_t patience           # sleeps until it is tried again
     cdef uint32_t penalty            # what `patience` becomes when it was in vain at full length
+    cdef Pool pool
+    cdef readonly uint32_t outstanding   # requests that the pool has
+    cdef pthread_mutex_t shared      # over used ring and counters while there are any
 
     cdef void rouse(self)
     cdef int serve_until_stopped(self) noexcept nogil
@@ -29,3 +35,10 @@ cdef class QueueLoop(Loop):
     cdef bint may_owe(self) noexcept nogil
     cdef bint takes_long(self) noexcept nogil
     cdef void notify(self) noexcept nogil
+    cdef void tell(self) noexcept nogil
+    cdef void give_back(self, Request* request, uint16_t head, uint32_t length, int64_t began) noexcept nogil
+    cdef bint hand_over(self, int64_t began) noexcept nogil
+    cdef uint32_t serve_waiting(self) noexcept nogil
+    cdef void wait_for_jobs(self) noexcept nogil
+
+cdef void perform(QueueLoop loop, Job* job) noexcept nogil

@@ -7,6 +7,9 @@ disturbed.  One that has more requests in the ring is told of several replies to
 after it fell asleep, it looks at the ring for a moment before it sleeps (docs/performance.md says how long, and what
 that may cost).  The kick descriptor is watched edge-triggered, so that its counter never has to be read: one system
 call for each sleep.
+
+What would have to wait for a disk goes to the threads of a pool, if there is one; they give those chains back
+themselves (see pool.py).
 """
 
 import os
@@ -26,9 +29,18 @@ from cython.cimports.virtiofs.fuse.events import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.virtiofs.fuse.request import OPCODES
+from cython.cimports.virtiofs.fuse.pool import (
+    Finish,
+    Job,
+    Pool,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+from cython.cimports.virtiofs.fuse.request import OPCODES, Request
 from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
-from cython.cimports.virtiofs.fuse.session import WAITING, Session
+from cython.cimports.virtiofs.fuse.session import BLOCKED, WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import now
 from cython.cimports.virtiofs.virtqueue.atomics import (
     load_acquire_u16,
@@ -64,14 +76,24 @@ LONGEST_PENALTY = cython.declare(uint32_t, 1024)
 @cython.cclass
 class QueueLoop(Loop):
     """Serves `queue` with `session`.  `kick` and `call` are eventfds; -1 for `call` while there is none yet.
-    `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.
+    `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.  `pool`: who does what would
+    block; without one the loop does it all itself.
 
     The loop takes both descriptors over and closes them when it is freed.  Raises `OSError` when the host is
     out of descriptors, `MemoryError` when it is out of memory.
     """
 
-    def __cinit__(self, session: Session, queue: SplitQueue, kick: int, call: int, wait_limit: float = 600.0):
+    def __cinit__(
+        self,
+        session: Session,
+        queue: SplitQueue,
+        kick: int,
+        call: int,
+        wait_limit: float = 600.0,
+        pool: Pool = None,
+    ):
         event: epoll_event
+        pthread_mutex_init(cython.address(self.shared), cython.NULL)
         self.wake = self.poll = self.kick = self.call = -1
         self.open = True
         self.session = session
@@ -88,6 +110,8 @@ class QueueLoop(Loop):
         self.poll = epoll_create1(EPOLL_CLOEXEC)
         if self.poll < 0:
             raise OSError(errno, "cannot watch a queue")
+        self.pool = pool
+        self.request.no_wait = pool is not None
         memset(cython.address(event), 0, cython.sizeof(epoll_event))
         event.events = EPOLLIN | EPOLLET
         for fd in (self.kick, self.wake):
@@ -99,15 +123,21 @@ class QueueLoop(Loop):
         for fd in (self.kick, self.call, self.wake, self.poll):
             if self.open and fd >= 0:
                 close(fd)
+        pthread_mutex_destroy(cython.address(self.shared))
 
     def run(self) -> str:
-        """Serve until `stop`.  Returns why the ring is broken, or an empty string.  Runs without the GIL."""
+        """Serve until `stop`.  Returns why the ring is broken, or an empty string.  Runs without the GIL.
+
+        On return nothing is in flight: what waited for a lock was ended, what the pool had is done.
+        """
         with cython.nogil:
             self.serve_until_stopped()
+            self.ask_again(True)
+            self.wait_for_jobs()
         return self.queue.reason
 
     def serve_available(self) -> int:
-        """Serve what the ring holds now and return without sleeping.  Returns the number of requests.
+        """Serve what the ring holds now and return when that is done.  Returns the number of requests.
 
         For a caller with a loop of its own, such as a fuzzer: no thread may be in `run`.  Requests that wait
         for a lock are asked again.  `queue.reason` says whether the ring broke.
@@ -122,6 +152,7 @@ class QueueLoop(Loop):
                 self.ask_again(broken)
                 if self.requests == last or not self.queue.available():
                     break
+            self.wait_for_jobs()
         return self.requests - before
 
     def stop(self) -> None:
@@ -157,10 +188,8 @@ class QueueLoop(Loop):
     def serve_until_stopped(self) -> cython.int:
         while True:
             if self.drain() < 0:
-                self.ask_again(True)
                 return -1
             if load_acquire_u32(cython.address(self.stopping)):
-                self.ask_again(True)
                 return 0
             if self.waiting_count:
                 self.ask_again(False)
@@ -169,7 +198,6 @@ class QueueLoop(Loop):
             ):
                 continue
             if self.sleep() < 0:
-                self.ask_again(True)
                 return -1
 
     @cython.cfunc
@@ -252,8 +280,7 @@ class QueueLoop(Loop):
         length: uint32_t
         served: uint32_t = 0
         found: cython.int
-        began: int64_t = 0
-        timed: cython.bint
+        began: int64_t
         while load_acquire_u32(cython.address(self.enabled)) and not load_acquire_u32(
             cython.address(self.stopping)
         ):
@@ -265,9 +292,7 @@ class QueueLoop(Loop):
             if found <= 0:
                 return found
             served += 1
-            timed = self.requests % SAMPLED == 0
-            if timed:
-                began = now()
+            began = now() if self.requests % SAMPLED == 0 else 0
             length = self.session.serve(
                 cython.address(self.request),
                 self.queue.chain.readable,
@@ -282,10 +307,13 @@ class QueueLoop(Loop):
                 if self.hold(self.queue.chain.head):
                     continue
                 length = self.session.finish(cython.address(self.request), -ENOLCK)
-            self.count()
-            if timed:
-                self.time(began)
-            self.queue.push(self.queue.chain.head, length)
+            elif length == BLOCKED:
+                if self.hand_over(began):
+                    continue
+                if self.owing:
+                    self.notify()
+                length = self.serve_waiting()
+            self.give_back(cython.address(self.request), self.queue.chain.head, length, began)
             if not self.may_owe():
                 self.notify()
         if self.owing:
@@ -312,6 +340,20 @@ class QueueLoop(Loop):
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
+    def hand_over(self, began: int64_t) -> cython.bint:
+        """Have the pool do the current request.  False if it can not."""
+        return self.pool.take(
+            cython.address(self.request),
+            self.queue.chain.head,
+            began,
+            cython.cast(Finish, perform),
+            cython.cast(cython.pointer(PyObject), self),
+            cython.address(self.outstanding),
+        )
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
     def takes_long(self) -> cython.bint:
         """Whether the chain just taken seems to hold a request that waits for storage.
 
@@ -326,17 +368,84 @@ class QueueLoop(Loop):
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
-        """Give a chain back, and tell the guest if it asked to be told."""
+    def serve_waiting(self) -> uint32_t:
+        """Serve the current request, which would block, all the same.  Returns the bytes written."""
+        length: uint32_t
+        self.request.no_wait = False
+        length = self.session.finish(
+            cython.address(self.request), self.session.again(cython.address(self.request))
+        )
+        self.request.no_wait = True
+        return length
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def wait_for_jobs(self) -> cython.void:
+        """Wait until the pool has done what it has of this queue."""
+        if self.pool is not None:
+            self.pool.wait_for(cython.address(self.outstanding))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def give_back(
+        self, request: cython.pointer(Request), head: uint16_t, length: uint32_t, began: int64_t
+    ) -> cython.void:
+        """Count a request and give its chain back, without telling the guest.
+
+        The queue's own thread needs the lock only while the pool has jobs of it: nobody but that thread adds any.
+        """
+        shared: cython.bint = load_acquire_u32(cython.address(self.outstanding)) != 0
+        if shared:
+            pthread_mutex_lock(cython.address(self.shared))
+        self.count(request)
+        if began:
+            self.time(request, began)
         self.queue.push(head, length)
-        self.notify()
+        if shared:
+            pthread_mutex_unlock(cython.address(self.shared))
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def complete(
+        self, request: cython.pointer(Request), head: uint16_t, length: uint32_t, began: int64_t
+    ) -> cython.void:
+        """Count a request, give its chain back, and tell the guest if it asked to be told.  On any thread."""
+        self.give_back(request, head, length, began)
+        self.tell()
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
     def notify(self) -> cython.void:
-        """Tell the guest of all that was given back since the last time, if it asked to be told."""
-        one: uint64_t = 1
+        """Tell the guest of all that this thread gave back since the last time."""
         self.owing = False
-        if self.queue.notify_needed():
+        self.tell()
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def tell(self) -> cython.void:
+        """Tell the guest of all that was given back since it was last told, if it asked to be.  On any thread."""
+        one: uint64_t = 1
+        needed: cython.bint
+        shared: cython.bint = load_acquire_u32(cython.address(self.outstanding)) != 0
+        if shared:
+            pthread_mutex_lock(cython.address(self.shared))
+        needed = self.queue.notify_needed()
+        if shared:
+            pthread_mutex_unlock(cython.address(self.shared))
+        if needed:
             write(self.call, cython.address(one), 8)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def perform(loop: QueueLoop, job: cython.pointer(Job)) -> cython.void:
+    """Do a job of a queue, on a thread of the pool.  It counts as outstanding until this returns."""
+    request: cython.pointer(Request) = cython.address(job.request)
+    length: uint32_t = loop.session.finish(request, loop.session.again(request))
+    loop.complete(request, job.head, length, job.began)

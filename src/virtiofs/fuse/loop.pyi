@@ -1,13 +1,22 @@
+from virtiofs.fuse.pool import Pool
 from virtiofs.fuse.serving import Loop
 from virtiofs.fuse.session import Session
 from virtiofs.virtqueue.split import SplitQueue
 
 class QueueLoop(Loop):
     def __init__(
-        self, session: Session, queue: SplitQueue, kick: int, call: int, wait_limit: float = 600.0
+        self,
+        session: Session,
+        queue: SplitQueue,
+        kick: int,
+        call: int,
+        wait_limit: float = 600.0,
+        pool: Pool | None = None,
     ) -> None: ...
     @property
     def queue(self) -> SplitQueue: ...
+    @property
+    def outstanding(self) -> int: ...
     def run(self) -> str: ...
     def serve_available(self) -> int: ...
     def stop(self) -> None: ...

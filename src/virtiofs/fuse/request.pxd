@@ -13,6 +13,7 @@ cdef enum:
     MAX_GROUPS = 32
     HEAD_PIECES = 16         # the reply's header has 16 bytes, each of which may lie in a piece of its own
     WAIT = 1                 # what a handler returns to be called again later, with the same arguments
+    WOULD_BLOCK = 2          # and to be called again where it may block
 
 cdef enum NameKind:
     KIND_NONE
@@ -57,6 +58,7 @@ cdef struct Request:
     bint in_place
     int error                # what was answered: 0 or a negative errno
     uint64_t session_flags   # what INIT negotiated
+    bint no_wait             # return WOULD_BLOCK rather than wait for a disk; False: all is done at once
 
 ctypedef int (*Handler)(void* context, Request* request) noexcept nogil
 ctypedef void (*Hook)(void* context) noexcept nogil

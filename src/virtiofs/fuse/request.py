@@ -73,6 +73,10 @@ class Handlers:
 
     A handler that would have to wait for somebody else returns WAIT and is called again later, with the same
     header and structure and nothing else (see waiting.py); only operations without names or data may.
+
+    Where `request.no_wait` is set, a handler that would have to wait for a disk may return WOULD_BLOCK before it
+    has changed anything.  It is called again with the same request and without `no_wait`, on another thread (see
+    pool.py); only operations without names whose replies are data, or at most 64 bytes, may.
     """
 
     def __cinit__(self, *args, **kwargs):

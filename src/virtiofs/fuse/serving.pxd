@@ -26,8 +26,8 @@ cdef class Loop:
     cdef int64_t wait_limit          # ns
     cdef int pause                   # ms until the waiting are asked again
 
-    cdef void complete(self, uint16_t head, uint32_t length) noexcept nogil
+    cdef void complete(self, Request* request, uint16_t head, uint32_t length, int64_t began) noexcept nogil
     cdef bint hold(self, uint16_t head) noexcept nogil
     cdef void ask_again(self, bint give_up) noexcept nogil
-    cdef void count(self) noexcept nogil
-    cdef void time(self, int64_t began) noexcept nogil
+    cdef void count(self, Request* request) noexcept nogil
+    cdef void time(self, Request* request, int64_t began) noexcept nogil

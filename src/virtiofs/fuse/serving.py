@@ -10,7 +10,7 @@ import cython
 from cython.cimports.libc.errno import EINTR, ENOLCK
 from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, allocate, release
+from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, Request, allocate, release
 from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, set_aside, take_up
 
 from virtiofs.fuse import abi
@@ -66,19 +66,19 @@ class Loop:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def count(self) -> cython.void:
-        """Count the current request, which was served; one that had to wait counts when that is over."""
-        opcode: uint32_t = self.request.header.opcode if self.request.header.opcode < OPCODES else 0
+    def count(self, request: cython.pointer(Request)) -> cython.void:
+        """Count a request that was served; one that had to wait counts when that is over."""
+        opcode: uint32_t = request.header.opcode if request.header.opcode < OPCODES else 0
         self.counted.requests[opcode] += 1
-        if self.request.error:
+        if request.error:
             self.counted.errors[opcode] += 1
 
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def time(self, began: int64_t) -> cython.void:
-        """Count how long the current request took, which was taken at `began`."""
-        opcode: uint32_t = self.request.header.opcode if self.request.header.opcode < OPCODES else 0
+    def time(self, request: cython.pointer(Request), began: int64_t) -> cython.void:
+        """Count how long a request took, which was taken at `began`."""
+        opcode: uint32_t = request.header.opcode if request.header.opcode < OPCODES else 0
         took: int64_t = now() - began
         bound: int64_t = 1024
         bucket: cython.int = 0
@@ -110,8 +110,12 @@ class Loop:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
-        """Give back the request that `head` stands for, with a reply of `length` bytes."""
+    def complete(
+        self, request: cython.pointer(Request), head: uint16_t, length: uint32_t, began: int64_t
+    ) -> cython.void:
+        """Count a request, its time as well unless `began` is 0, and give back what `head` stands for, with a reply of
+        `length` bytes.
+        """
 
     @cython.cfunc
     @cython.nogil
@@ -138,8 +142,7 @@ class Loop:
                 left += 1
             else:
                 length = self.session.finish(cython.address(self.request), error)
-                self.count()
-                self.complete(waiting.head, length)
+                self.complete(cython.address(self.request), waiting.head, length, 0)
         if left == self.waiting_count and self.pause < LONGEST_PAUSE:
             self.pause *= 2
         self.waiting_count = left

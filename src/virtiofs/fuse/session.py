@@ -63,7 +63,8 @@ class Session:
         writable_count: uint32_t,
         writable_size: uint64_t,
     ) -> uint32_t:
-        """Serve one request and write its reply.  Returns the bytes written, 0 where no reply is due, or WAITING.
+        """Serve one request and write its reply.  Returns the bytes written, 0 where no reply is due, WAITING, or
+        BLOCKED (only if `request.no_wait` is set).
 
         The pieces are the caller's and are used up.
         """
@@ -107,8 +108,8 @@ class Session:
         reserve(request)
         if not error:
             error = self.handle(request, operation)
-            if error == WAIT:
-                return WAITING
+            if error > 0:
+                return WAITING if error == WAIT else BLOCKED
         return self.finish(request, error)
 
     @cython.cfunc
@@ -143,7 +144,7 @@ class Session:
     @cython.nogil
     @cython.exceptval(check=False)
     def again(self, request: cython.pointer(Request)) -> cython.int:
-        """Call the handler of a request that had to wait once more: 0, a negative errno, or WAIT."""
+        """Call the handler of a request that was not finished once more: 0, a negative errno, or WAIT."""
         request.reply_size = 0
         request.in_place = False
         request.session_flags = self.flags

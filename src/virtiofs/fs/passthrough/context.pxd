@@ -41,6 +41,7 @@ cdef struct Share:
     Handler inner[OPCODES]   # what single.py stands in front of
     Account* account         # of a share with a quota, else NULL; see quota.py
     Handler counted[OPCODES] # what quota.py stands in front of
+    uint32_t slow            # reads of silent handles that are not tried on a queue's thread (files.py)
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
     XattrMap xattrs
     char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty

@@ -55,7 +55,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_read_in,
     fuse_release_in,
 )
-from cython.cimports.virtiofs.fuse.request import REPLY_ROOM, Request
+from cython.cimports.virtiofs.fuse.request import REPLY_ROOM, WOULD_BLOCK, Request
 from cython.cimports.virtiofs.virtqueue.atomics import cas_u32, store_release_u32
 
 # One getdents64 buffer; the kernel refuses one that can not hold the longest entry.
@@ -298,7 +298,10 @@ def fsyncdir(context: cython.p_void, request: cython.pointer(Request)) -> cython
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_fsync_in) = cython.cast(cython.pointer(fuse_fsync_in), request.args)
     error: cython.int
-    handle: cython.pointer(Handle) = handle_pin(cython.address(share.handles), args.fh, True)
+    handle: cython.pointer(Handle)
+    if request.no_wait:
+        return WOULD_BLOCK
+    handle = handle_pin(cython.address(share.handles), args.fh, True)
     if handle == cython.NULL:
         return -EBADF
     error = fdatasync(handle.fd) if args.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(handle.fd)

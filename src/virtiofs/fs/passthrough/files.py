@@ -3,10 +3,13 @@
 
 File data moves between the host's page cache and the guest's memory in one copy: the pieces of the chain are
 the vector of preadv and pwritev.
+
+A read asks the host not to wait (RWF_NOWAIT) where the request must not.  Many file systems can not tell, tmpfs and
+overlayfs among them: their answers are timed instead, and after a slow one the next reads may wait elsewhere.
 """
 
 import cython
-from cython.cimports.libc.errno import EBADF, EINVAL, errno
+from cython.cimports.libc.errno import EAGAIN, EBADF, EINVAL, errno
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.posix.types import off_t
 from cython.cimports.posix.uio import iovec
@@ -16,7 +19,10 @@ from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_pin, 
 from cython.cimports.virtiofs.fs.passthrough.host import (
     EOPNOTSUPP,
     O_APPEND,
+    O_DIRECT,
+    O_DSYNC,
     RWF_APPEND,
+    RWF_NOWAIT,
     SEEK_DATA,
     SEEK_HOLE,
     close,
@@ -26,7 +32,7 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     fdatasync,
     fsync,
     lseek,
-    preadv,
+    preadv2,
     pwritev2,
     syncfs,
 )
@@ -47,12 +53,19 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_write_in,
     fuse_write_out,
 )
-from cython.cimports.virtiofs.fuse.request import Request
+from cython.cimports.virtiofs.fuse.request import WOULD_BLOCK, Request
+from cython.cimports.virtiofs.fuse.waiting import now
+from cython.cimports.virtiofs.virtqueue.atomics import load_u32, store_u32
 
 IOV_MAX = cython.declare(cython.int, 1024)
 FALLOCATE_MODES = cython.declare(uint32_t, 0x01 | 0x02 | 0x10)  # KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 # The reply of the older COPY_FILE_RANGE has 32 bits for the length.
 MAX_COPY = cython.declare(uint64_t, 0x7FFFF000)
+# A read that took longer than this, and a nanosecond for each byte, was not from memory (ns).
+SLOW_READ = cython.declare(int64_t, 250_000)
+# How many quick reads show that a slow one was an exception.
+SLOW_READS = cython.declare(uint32_t, 64)
+PAGE = cython.declare(uint64_t, 4096)
 
 
 @cython.cfunc
@@ -83,7 +96,9 @@ def read_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     pieces: cython.pointer(iovec) = request.out
     count: cython.int
     left: uint32_t
+    flags: cython.int = 0
     error: cython.int = 0
+    began: int64_t = 0
     handle: cython.pointer(Handle)
     if size > request.out_size:
         size = request.out_size
@@ -92,12 +107,26 @@ def read_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
+    if request.no_wait and (
+        waits(share, handle, O_DIRECT) or (handle.silent and load_u32(cython.address(share.slow)))
+    ):
+        handle_unpin(cython.address(share.handles), handle)
+        return WOULD_BLOCK
     trim_out(request, size)
     left = request.out_count
+    if handle.silent:
+        began = now()
+    elif request.no_wait:
+        flags = RWF_NOWAIT
     while left:
         count = IOV_MAX if left > IOV_MAX else left
         expected = length_of(pieces, count)
-        got = preadv(handle.fd, pieces, count, args.offset + done)
+        got = preadv2(handle.fd, pieces, count, args.offset + done, flags)
+        if got < 0 and flags and errno == EOPNOTSUPP:
+            handle.silent = True
+            flags = 0
+            began = now()
+            continue
         if got < 0:
             # What was read before the error counts; the guest meets the error at its next READ.
             error = 0 if done else -errno
@@ -107,10 +136,54 @@ def read_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
             break
         pieces += count
         left -= count
+    if flags and left and not ended(handle.fd, args.offset + done, got):
+        error = WOULD_BLOCK
+    if began:
+        judge(share, now() - began, done)
     handle_unpin(cython.address(share.handles), handle)
     request.in_place = True
     request.reply_size = done
     return error
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def waits(share: cython.pointer(Share), handle: cython.pointer(Handle), flags: cython.int) -> cython.bint:
+    """Whether the file was opened, on the host, with one of these flags, which make every request wait for the disk."""
+    return handle.flags & share.guest_flags & flags != 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def ended(fd: cython.int, offset: off_t, got: cython.Py_ssize_t) -> cython.bint:
+    """Whether a read with RWF_NOWAIT, whose last part returned `got` and which ends at `offset`, was short for any
+    other reason than that it would have had to wait: the end of the file, mostly.
+
+    What would have to be waited for begins at a page; only where the file ends at one, too, another call must tell.
+    """
+    byte: cython.char = 0
+    piece: iovec
+    if got < 0:
+        return errno != EAGAIN
+    if got == 0 or cython.cast(uint64_t, offset) % PAGE:
+        return True
+    piece.iov_base = cython.address(byte)
+    piece.iov_len = 1
+    return preadv2(fd, cython.address(piece), 1, offset, RWF_NOWAIT) == 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def judge(share: cython.pointer(Share), took: int64_t, size: uint64_t) -> cython.void:
+    """Decide from how long a read of a silent handle took where the next ones are tried."""
+    slow: uint32_t = load_u32(cython.address(share.slow))
+    if took > SLOW_READ + cython.cast(int64_t, size):
+        store_u32(cython.address(share.slow), SLOW_READS)
+    elif slow:
+        store_u32(cython.address(share.slow), slow - 1)
 
 
 @cython.cfunc
@@ -147,6 +220,9 @@ def write_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
+    if request.no_wait and waits(share, handle, O_DIRECT | O_DSYNC):  # O_SYNC includes O_DSYNC
+        handle_unpin(cython.address(share.handles), handle)
+        return WOULD_BLOCK
     # Another guest may have appended since this one last saw the size: the host knows where the end is.  But a
     # guest that caches what it writes owns the size, and says where each page belongs.
     flags = RWF_APPEND if args.flags & O_APPEND and not request.session_flags & FUSE_WRITEBACK_CACHE else 0
@@ -217,7 +293,10 @@ def fsync_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_fsync_in) = cython.cast(cython.pointer(fuse_fsync_in), request.args)
     error: cython.int
-    handle: cython.pointer(Handle) = handle_pin(cython.address(share.handles), args.fh, False)
+    handle: cython.pointer(Handle)
+    if request.no_wait:
+        return WOULD_BLOCK
+    handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
     error = fdatasync(handle.fd) if args.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(handle.fd)
@@ -239,6 +318,8 @@ def fallocate_(context: cython.p_void, request: cython.pointer(Request)) -> cyth
         return -EOPNOTSUPP
     if args.offset >> 63 or args.length >> 63:
         return -EINVAL
+    if request.no_wait:
+        return WOULD_BLOCK
     handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
@@ -281,7 +362,7 @@ def lseek_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
 @cython.nogil
 @cython.exceptval(check=False)
 def copy_range(context: cython.p_void, request: cython.pointer(Request)) -> int64_t:
-    """Copy between two open files of the share: bytes copied or a negative errno."""
+    """Copy between two open files of the share: bytes copied or a negative errno, where the request may wait."""
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_copy_file_range_in) = cython.cast(
         cython.pointer(fuse_copy_file_range_in), request.args
@@ -325,7 +406,10 @@ def copy_range(context: cython.p_void, request: cython.pointer(Request)) -> int6
 @cython.exceptval(check=False)
 def copy_file_range_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     out: cython.pointer(fuse_write_out) = cython.cast(cython.pointer(fuse_write_out), request.reply)
-    copied: int64_t = copy_range(context, request)
+    copied: int64_t
+    if request.no_wait:
+        return WOULD_BLOCK
+    copied = copy_range(context, request)
     if copied < 0:
         return copied
     out.size = copied
@@ -341,7 +425,10 @@ def copy_file_range_64(context: cython.p_void, request: cython.pointer(Request))
     out: cython.pointer(fuse_copy_file_range_out) = cython.cast(
         cython.pointer(fuse_copy_file_range_out), request.reply
     )
-    copied: int64_t = copy_range(context, request)
+    copied: int64_t
+    if request.no_wait:
+        return WOULD_BLOCK
+    copied = copy_range(context, request)
     if copied < 0:
         return copied
     out.bytes_copied = copied
@@ -354,4 +441,6 @@ def copy_file_range_64(context: cython.p_void, request: cython.pointer(Request))
 @cython.exceptval(check=False)
 def syncfs_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    if request.no_wait:
+        return WOULD_BLOCK
     return 0 if syncfs(share.root) == 0 else -errno

@@ -12,7 +12,8 @@ cdef struct Handle:          # 64 bytes
     uint32_t next            # next free
     uint32_t lock            # 1 while a thread reads the directory
     uint8_t directory
-    uint8_t unused[15]
+    uint8_t silent           # 1: its file system can not say whether a read would block
+    uint8_t unused[14]
 
 cdef struct Handles:
     pthread_mutex_t lock

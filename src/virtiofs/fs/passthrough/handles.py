@@ -87,6 +87,7 @@ def handle_open(
     handle.nodeid = nodeid
     handle.flags = flags
     handle.directory = directory
+    handle.silent = False
     handle.position = 0
     handle.lock = 0
     slot_open(cython.address(handle.word))

@@ -102,9 +102,9 @@ cdef extern from "<unistd.h>" nogil:
     enum: SEEK_SET, SEEK_DATA, SEEK_HOLE
 
 cdef extern from "<sys/uio.h>" nogil:
-    ssize_t preadv(int fd, const iovec* pieces, int count, off_t offset)
+    ssize_t preadv2(int fd, const iovec* pieces, int count, off_t offset, int flags)
     ssize_t pwritev2(int fd, const iovec* pieces, int count, off_t offset, int flags)
-    enum: RWF_APPEND, RWF_DSYNC
+    enum: RWF_APPEND, RWF_DSYNC, RWF_NOWAIT
 
 cdef extern from "<sys/syscall.h>" nogil:
     enum: SYS_getdents64, SYS_setresuid, SYS_setresgid, SYS_setgroups, SYS_capget, SYS_capset

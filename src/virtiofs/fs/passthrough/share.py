@@ -171,6 +171,7 @@ class Passthrough(Filesystem):
     whose data is not cached.  `noatime`: O_NOATIME in the guest is passed on.
 
     `quota`: what the guest may add (`account.Quota`).
+    `pool_threads`: who reads what is not cached, and waits for the disk (0: the queues' own threads).
 
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
     stored; `ValueError` for an unknown mode or a name that is too long.
@@ -203,6 +204,7 @@ class Passthrough(Filesystem):
         noatime: bool = False,
         only: str = "",
         quota: Quota | None = None,
+        pool_threads: int = 0,
     ):
         import resource
 
@@ -275,6 +277,7 @@ class Passthrough(Filesystem):
                 os.close(root)
             raise
         self.wait_limit = wait_limit
+        self.pool_threads = pool_threads
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS | mode.init_flags

@@ -43,6 +43,7 @@ class Passthrough(Filesystem):
         noatime: bool = False,
         only: str = "",
         quota: Quota | None = None,
+        pool_threads: int = 0,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
