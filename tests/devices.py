@@ -15,7 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-KINDS = ("ours", "c")
+DAEMONS = ("ours", "c")  # what can be sent requests
+MOUNTS = ()  # what only programs can speak to, through the host's kernel
+KINDS = (*DAEMONS, *MOUNTS)
 READY_SECONDS = 20.0
 END_SECONDS = 10.0
 
