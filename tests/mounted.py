@@ -129,7 +129,7 @@ class MountedTree:
         os.link(self._path(path), self._path(new), follow_symlinks=False)
 
     def link_open(self, file: MountedFile, new: str) -> None:
-        # As root or not: AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH.  Python's os.link follows no link whatever it is told.
+        # Python's os.link follows no link, whatever it is told.
         source, target = f"/proc/self/fd/{file.fd}".encode(), os.fsencode(self._path(new))
         _call("linkat", AT_FDCWD, source, AT_FDCWD, target, AT_SYMLINK_FOLLOW, paths=(new,))
 
