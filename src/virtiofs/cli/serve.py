@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from virtiofs.sandbox.walls import Place, Walls
 
 MAX_QUEUES = 64
+# A queue that no front end starts costs nothing; a thread runs for each that is started.
+DEFAULT_QUEUES = min(len(os.sched_getaffinity(0)), 8)
 MIN_DESCRIPTORS = 1400
 MAX_LOCK_WAIT = 30 * 86400
 DEFAULT_TAG = "virtiofs"
@@ -73,10 +75,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the name the guest mounts, for VMMs that ask the device for it ({DEFAULT_TAG}); QEMU's"
         " vhost-user-fs-pci has its own tag option",
     )
-    parser.add_argument("--readonly", action="store_true", help="refuse every change")
     parser.add_argument(
-        "--queues", metavar="N", type=int, default=1, help="request queues, 1 to 64 (%(default)s)"
+        "--queues",
+        metavar="N",
+        type=int,
+        default=DEFAULT_QUEUES,
+        help="request queues a VMM may use, 1 to 64 (%(default)s: one for each processor, at most 8)",
     )
+    parser.add_argument(
+        "--no-announce-submounts",
+        action="store_true",
+        help="do not show mounts below the directory as mounts in the guest",
+    )
+    add_share_arguments(parser)
+
+
+def add_share_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments about what is shared and how safely, whoever it is shared with."""
+    parser.add_argument("--readonly", action="store_true", help="refuse every change")
     parser.add_argument(
         "--cache",
         metavar="MODE",
@@ -130,12 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         type=float,
         default=600.0,
-        help="seconds a guest's program may wait for a lock before it gets ENOLCK (%(default)g)",
-    )
-    parser.add_argument(
-        "--no-announce-submounts",
-        action="store_true",
-        help="do not show mounts below the directory as mounts in the guest",
+        help="seconds a guest's program may wait for a lock before it gets ENOLCK (%(default).0f)",
     )
     parser.add_argument(
         "--rlimit-nofile",
@@ -177,7 +188,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ready-fd",
         metavar="N",
         type=int,
-        help="write a line to this descriptor and close it when a VMM may connect; systemd is told by itself",
+        help="write a line to this descriptor and close it when it is ready; systemd is told by itself",
     )
     ownership.add_arguments(parser)
 

@@ -109,10 +109,17 @@ class Queue:
         self.pending: dict[int, Pending] = {}
         self.fresh()
 
-    def fresh(self) -> None:
-        """Zeroed rings, nothing in flight: what a driver does after a reset."""
+    def fresh(self, base: int = 0) -> None:
+        """Zeroed rings whose indices begin at `base`, nothing in flight: what a driver does after a reset."""
         self.ring = DriverQueue(
-            self.memory, self.address, self.size, self.event_idx, self.tables, self.kick_fd, self.call_fd
+            self.memory,
+            self.address,
+            self.size,
+            self.event_idx,
+            self.tables,
+            self.kick_fd,
+            self.call_fd,
+            base,
         )
         self.pending.clear()
 
@@ -144,6 +151,7 @@ class Device:
         indirect: bool = True,
         timeout: float = 10.0,
     ):
+        self._connection = connection
         self.front_end = FrontEnd(connection)
         self.timeout = timeout
         self.memory = GuestMemory()
@@ -226,6 +234,10 @@ class Device:
         ranges = [(region.guest_phys, region.size) for region in table]
         ranges[0] = (ranges[0][0] + reserved, ranges[0][1] - reserved)
         self.arena = Arena(ranges)
+
+    def fileno(self) -> int:
+        """The connection's descriptor: readable at its end when the device closed it."""
+        return self._connection.fileno()
 
     # --- queues ---
 

@@ -323,14 +323,7 @@ class Port:
         self._worker = None
         sock.close()
         _, status = os.waitpid(pid, 0)
-        reason = f"exit status {os.waitstatus_to_exitcode(status)}"
-        if os.WIFSIGNALED(status):
-            reason = signal.Signals(os.WTERMSIG(status)).name
-            if os.WTERMSIG(status) == signal.SIGBUS:
-                reason += ": guest memory vanished under it (the VMM shrank it, or its file system is full)"
-            if os.WTERMSIG(status) == signal.SIGSYS:
-                reason += ": it made a system call that is not allowed; the kernel's log names it with --seccomp log"
-        self._log.error(f"the worker (process {pid}) died: {reason}")
+        self._log.error(f"the worker (process {pid}) died: {worker.cause_of_death(status)}")
         self.lost = True
 
 

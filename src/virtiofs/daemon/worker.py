@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtiofs.daemon import channel
@@ -220,11 +220,23 @@ def add_counters(total: dict[str, list[int]], more: dict[str, list[int]]) -> Non
         total[name] = [a + b for a, b in zip(known, row, strict=True)] if known else row
 
 
-def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[int, socket.socket]:
+def serve_queues(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
+    """What a worker does for a front end."""
+    Worker(sock, filesystem, log).run()
+
+
+def start(
+    make: Callable[[Place], Filesystem],
+    log: Log,
+    walls: Walls,
+    serve: Callable[[socket.socket, Filesystem, Log], None] = serve_queues,
+    keep: Sequence[int] = (),
+) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes inside `walls`: a process id and the supervisor's end of its channel.
 
     The process is the worker, or one that ends as the worker does.  Raises `WorkerError` if the walls can not be
-    put up or the file system can not be made.  It keeps the log's descriptors; others belong to other guests.
+    put up or the file system can not be made.  It keeps the log's descriptors and `keep`; others belong to other
+    guests.  `serve` is what it does then, until the other end of its channel is closed.
     """
     ours, its = channel.pair()
     supervisor = os.pidfd_open(os.getpid())
@@ -246,9 +258,9 @@ def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         try:
-            place = walls.enter(supervisor, its.fileno(), *log.target.fds)
+            place = walls.enter(supervisor, its.fileno(), *log.target.fds, *keep)
             filesystem = make(place)
-            threading.excepthook = lambda what: log.error(f"a queue's thread failed: {what.exc_value!r}")
+            threading.excepthook = lambda what: log.error(f"a thread failed: {what.exc_value!r}")
             walls.seal(place)
         except (OSError, ValueError) as error:
             answer = {"error": getattr(error, "strerror", None) or str(error)}
@@ -258,9 +270,21 @@ def start(make: Callable[[Place], Filesystem], log: Log, walls: Walls) -> tuple[
         received = channel.receive(its)
         channel.send(its, {**answer, "number": received[0]["number"] if received else 0})
         if not status:
-            Worker(its, filesystem, log).run()
+            serve(its, filesystem, log)
     except BaseException as error:  # nothing may return into the supervisor's code
         status = 1
         log.error(f"the worker failed: {type(error).__name__}: {error}")
     finally:
         os._exit(status)
+
+
+def cause_of_death(status: int) -> str:
+    """Why a worker ended that was not told to, from what `os.waitpid` says."""
+    if not os.WIFSIGNALED(status):
+        return f"exit status {os.waitstatus_to_exitcode(status)}"
+    reason = signal.Signals(os.WTERMSIG(status)).name
+    if os.WTERMSIG(status) == signal.SIGBUS:
+        reason += ": guest memory vanished under it (the VMM shrank it, or its file system is full)"
+    if os.WTERMSIG(status) == signal.SIGSYS:
+        reason += ": it made a system call that is not allowed; the kernel's log names it with --seccomp log"
+    return reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Cython does not declare of epoll(7)."""
+"""What Cython does not declare of epoll(7), poll(2), posix_memalign(3) and signals for a single thread."""
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -16,3 +16,23 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
     int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout)
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+    struct pollfd:
+        int fd
+        short events
+    int poll(pollfd* fds, unsigned long count, int timeout)
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** memory, size_t alignment, size_t size)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum:
+        SYS_gettid
+        SYS_tgkill
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
+    long syscall(long number, ...)

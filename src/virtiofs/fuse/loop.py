@@ -6,9 +6,6 @@ is empty.  Each completion asks the guest's event index whether to notify; a gue
 earlier replies is not disturbed.  Where kicks keep coming right after it fell asleep, it looks at the ring for a
 moment before it sleeps (as KVM's halt polling does).  The kick descriptor is watched edge-triggered, so that its
 counter never has to be read: one system call for each sleep.
-
-The thread counts what it serves, by plain additions that readers may see a moment late.  Reading the clock
-twice costs 50 ns, more than some requests' share of the work, so only every 17th request is timed.
 """
 
 import os
@@ -16,7 +13,6 @@ import os
 import cython
 from cython.cimports.libc.errno import EINTR, ENOLCK, errno
 from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t, uint64_t
-from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memset
 from cython.cimports.posix.unistd import close, dup2, write
 from cython.cimports.virtiofs.fuse.events import (
@@ -29,29 +25,20 @@ from cython.cimports.virtiofs.fuse.events import (
     epoll_event,
     epoll_wait,
 )
-from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, allocate, release
+from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
 from cython.cimports.virtiofs.fuse.session import WAITING, Session
-from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, set_aside, take_up
+from cython.cimports.virtiofs.fuse.waiting import now
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, relax, store_release_u32
 from cython.cimports.virtiofs.virtqueue.split import SplitQueue
 
-from virtiofs.fuse import abi
-
-NAMES = {operation.opcode: operation.name for operation in abi.OPERATIONS}
-
-# How long the loop sleeps, in milliseconds, before it asks waiting requests again: doubled each time in vain.
-SHORTEST_PAUSE = cython.declare(cython.int, 1)
-LONGEST_PAUSE = cython.declare(cython.int, 16)
 # A sleep shorter than this, waking included, was hardly worth it: look at the ring for SPIN first, the next time (ns).
 SHORT_SLEEP = cython.declare(int64_t, 50000)
 SPIN = cython.declare(int64_t, 20000)
-# Requests served in a row while others wait for a lock.
-BATCH = cython.declare(uint32_t, 64)
 LONGEST_PENALTY = cython.declare(uint32_t, 4096)
 
 
 @cython.cclass
-class QueueLoop:
+class QueueLoop(Loop):
     """Serves `queue` with `session`.  `kick` and `call` are eventfds; -1 for `call` while there is none yet.
     `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.
 
@@ -67,7 +54,6 @@ class QueueLoop:
         self.queue = queue
         self.enabled = 1
         self.wait_limit = int(wait_limit * 1_000_000_000)
-        self.pause = SHORTEST_PAUSE
         self.penalty = 1
         self.kick = kick
         # There is always a descriptor to write to, so that a later one can take its number (see set_call).
@@ -76,8 +62,6 @@ class QueueLoop:
         self.poll = epoll_create1(EPOLL_CLOEXEC)
         if self.poll < 0:
             raise OSError(errno, "cannot watch a queue")
-        if not allocate(cython.address(self.request)):
-            raise MemoryError
         memset(cython.address(event), 0, cython.sizeof(epoll_event))
         event.events = EPOLLIN | EPOLLET
         for fd in (self.kick, self.wake):
@@ -89,33 +73,6 @@ class QueueLoop:
         for fd in (self.kick, self.call, self.wake, self.poll):
             if self.open and fd >= 0:
                 close(fd)
-        release(cython.address(self.request))
-        free(self.waiting)
-
-    def counters(self) -> dict[str, list[int]]:
-        """What was served so far, by operation: requests, errors, then the timed requests: nanoseconds, buckets.
-
-        Bucket n counts the requests that took less than 1024 << n ns, the last one all others.  Operations that
-        nobody asked for are left out; "unknown" stands for opcodes that have no name.
-        """
-        found: dict = {}
-        opcode: cython.int
-        bucket: cython.int
-        for opcode in range(OPCODES):
-            if not self.counted.requests[opcode]:
-                continue
-            row: list = [
-                self.counted.requests[opcode],
-                self.counted.errors[opcode],
-                self.counted.nanoseconds[opcode],
-            ]
-            for bucket in range(BUCKETS):
-                row.append(self.counted.buckets[opcode][bucket])
-            name: str = NAMES.get(opcode, "unknown")
-            if name in found:
-                row = [a + b for a, b in zip(found[name], row, strict=True)]
-            found[name] = row
-        return found
 
     def run(self) -> str:
         """Serve until `stop`.  Returns why the ring is broken, or an empty string.  Runs without the GIL."""
@@ -268,7 +225,7 @@ class QueueLoop:
             )
             self.requests += 1
             if length == WAITING:
-                if self.hold():
+                if self.hold(self.queue.chain.head):
                     continue
                 length = self.session.finish(cython.address(self.request), -ENOLCK)
             self.count()
@@ -280,84 +237,9 @@ class QueueLoop:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def count(self) -> cython.void:
-        """Count the current request, which was served; one that had to wait counts when that is over."""
-        opcode: uint32_t = self.request.header.opcode if self.request.header.opcode < OPCODES else 0
-        self.counted.requests[opcode] += 1
-        if self.request.error:
-            self.counted.errors[opcode] += 1
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def time(self, began: int64_t) -> cython.void:
-        """Count how long the current request took, which was taken at `began`."""
-        opcode: uint32_t = self.request.header.opcode if self.request.header.opcode < OPCODES else 0
-        took: int64_t = now() - began
-        bound: int64_t = 1024
-        bucket: cython.int = 0
-        while took >= bound and bucket < BUCKETS - 1:
-            bound <<= 1
-            bucket += 1
-        self.counted.nanoseconds[opcode] += took
-        self.counted.buckets[opcode][bucket] += 1
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
     def complete(self, head: uint16_t, length: uint32_t) -> cython.void:
         """Give a chain back, and tell the guest if it asked to be told."""
         one: uint64_t = 1
         self.queue.push(head, length)
         if self.queue.notify_needed():
             write(self.call, cython.address(one), 8)
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def hold(self) -> cython.bint:
-        """Set the current request aside.  False if there are too many already."""
-        if self.waiting == cython.NULL:
-            self.waiting = cython.cast(cython.pointer(Waiting), calloc(MOST_WAITING, cython.sizeof(Waiting)))
-        if self.waiting == cython.NULL or self.waiting_count == MOST_WAITING:
-            return False
-        set_aside(
-            cython.address(self.waiting[self.waiting_count]),
-            cython.address(self.request),
-            self.queue.chain.head,
-            now() + self.wait_limit,
-        )
-        self.waiting_count += 1
-        self.pause = SHORTEST_PAUSE
-        return True
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def ask_again(self, give_up: cython.bint) -> cython.void:
-        """Ask the handler of each waiting request again, in the order they came; `give_up`: end them all."""
-        i: uint32_t
-        left: uint32_t = 0
-        error: cython.int
-        length: uint32_t
-        waiting: cython.pointer(Waiting)
-        time: int64_t = now()
-        for i in range(self.waiting_count):
-            waiting = cython.address(self.waiting[i])
-            take_up(waiting, cython.address(self.request))
-            if give_up or self.session.was_interrupted(waiting.header.unique):
-                error = -EINTR
-            else:
-                error = self.session.again(cython.address(self.request))
-            if error == WAIT and time >= waiting.deadline:
-                error = -ENOLCK
-            if error == WAIT:
-                self.waiting[left] = waiting[0]
-                left += 1
-            else:
-                length = self.session.finish(cython.address(self.request), error)
-                self.count()
-                self.complete(waiting.head, length)
-        if left == self.waiting_count and self.pause < LONGEST_PAUSE:
-            self.pause *= 2
-        self.waiting_count = left

@@ -6,7 +6,8 @@ from virtiofs.fuse.layout cimport fuse_in_header
 cdef enum:
     OPCODES = 64
     ARGS_ROOM = 128          # the largest fixed structure has 88 bytes
-    REST_ROOM = 256 * 1024   # names, extensions, an xattr value of 64 KiB, or records of BATCH_FORGET
+    REST_ROOM = 1024 * 1024 + 4096 # names, extensions, an xattr value of 64 KiB, or records of BATCH_FORGET, with which
+                             # Linux fills what it is given to write to, and that must not be lost
     REPLY_ROOM = 1024 * 1024 # a READDIR of 256 pages
     MAX_NAMES = 2
     MAX_GROUPS = 32

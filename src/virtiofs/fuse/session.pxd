@@ -5,6 +5,7 @@ from virtiofs.fuse.request cimport Handlers, Operation, Request
 
 cdef enum:
     INTERRUPTS = 64                  # remembered: as many as could come between two looks at them
+    MAX_WRITE = 1 << 20              # bytes of data of one READ or WRITE
     WAITING = 0xFFFFFFFF             # what `serve` returns for a request that is not finished
 
 cdef class Session:

@@ -33,7 +33,6 @@ NO_REPLY = cython.declare(uint32_t, abi.NO_REPLY)
 
 # virtio-fs came with 7.31; the structures below are those of 7.27 and later.
 OLDEST_MINOR = cython.declare(uint32_t, 27)
-MAX_WRITE = cython.declare(uint32_t, 1 << 20)
 PAGE = cython.declare(uint32_t, 4096)
 # A virtio-fs guest throttles nothing by these, but 0 would mean its small defaults.
 MAX_BACKGROUND = cython.declare(uint32_t, 65535)

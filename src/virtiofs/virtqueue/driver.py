@@ -97,6 +97,7 @@ class DriverQueue:
     `event_idx`: whether VIRTIO_F_EVENT_IDX was negotiated.
     `indirect`: entries of each indirect table; 0 where VIRTIO_F_INDIRECT_DESC was not negotiated.
     `kick_fd`, `call_fd`: eventfds to and from the device, -1 for none; they stay the caller's.
+    `first`: where the ring indices begin, 0 to 65535; the device is told by SET_VRING_BASE.
     Raises `ValueError` for a size or place that can not be.  For one thread at a time.
     """
 
@@ -109,6 +110,7 @@ class DriverQueue:
         indirect: int = 0,
         kick_fd: int = -1,
         call_fd: int = -1,
+        first: int = 0,
     ):
         self.epoll_fd = -1
         if not 1 <= size <= 32768 or size & (size - 1):
@@ -147,6 +149,12 @@ class DriverQueue:
         for i in range(self.size):
             self.following[i] = i + 1
         self.free_count = size
+        self.next_avail = first & 0xFFFF
+        self.next_used = self.next_avail
+        self.kicked = self.next_avail
+        store_u16(self.avail + 2, self.next_avail)
+        store_u16(self.used + 2, self.next_used)
+        store_u16(self.used + 4 + 8 * self.size, self.next_used)  # where the device wants its first kick
         if call_fd >= 0:
             self._watch_calls()
 

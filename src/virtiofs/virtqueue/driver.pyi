@@ -32,6 +32,7 @@ class DriverQueue:
         indirect: int = 0,
         kick_fd: int = -1,
         call_fd: int = -1,
+        first: int = 0,
     ) -> None: ...
     @property
     def in_flight(self) -> int: ...

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mount a directory on this host, as a guest would see it, without a VM.
+
+The same worker behind the same walls as in `virtiofs serve` answers this host's own kernel, over /dev/fuse:
+
+    virtiofs mount /srv/data /mnt                       # until Ctrl-C, or `umount /mnt`
+    virtiofs mount --background --readonly /srv/data /mnt
+    virtiofs mount --ownership mapped --translate-uid map:1000:100000:1 /srv/data /mnt
+
+Root may mount anywhere; an ordinary user mounts at a directory of its own, by fusermount3 (Debian's fuse3).  Where the
+options below speak of the guest, it is this host's programs.  However the command ends, SIGKILL included, the
+directory is unmounted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from virtiofs.cli import serve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.daemon.log import Log
+
+MAX_THREADS = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `virtiofs mount`."""
+    parser.add_argument("directory", metavar="DIR", help="the directory, or the single file, to share")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the directory to mount at")
+    parser.add_argument(
+        "--allow-other",
+        action=argparse.BooleanOptionalAction,
+        help="let other users in (root: on; others: off, and it takes user_allow_other in /etc/fuse.conf)",
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=1,
+        help="requests served at a time, 1 to 64: one is the quickest for each request; more do not wait for each"
+        " other's slow disk (%(default)s)",
+    )
+    parser.add_argument(
+        "--background",
+        action="store_true",
+        help="return once it is mounted; what there is to say goes to the system's log",
+    )
+    serve.add_share_arguments(parser)
+    # A wait for a lock can be interrupted here, so it needs no end.  Mounts below DIR look like directories.
+    parser.set_defaults(queues=1, lock_wait=serve.MAX_LOCK_WAIT, no_announce_submounts=True)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Mount, and serve until unmounted."""
+    from virtiofs.daemon.log import Log
+
+    if options.background:
+        tell = go_into_background()
+        return mount(options, system_log(options.log_level), tell)
+    return mount(options, Log(options.log_level), complain)
+
+
+def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) -> int:
+    """Mount, and serve until unmounted: the exit status.  `tell` hears why it failed, or "" when it is mounted."""
+    from virtiofs.daemon import notify
+    from virtiofs.daemon.channel import WorkerError
+    from virtiofs.daemon.hostmount import HostMount
+    from virtiofs.fuse.mountpoint import Mountpoint
+
+    def ready() -> None:
+        notify.service_manager(f"READY=1\nSTATUS=mounted at {mountpoint.path}")
+        if options.ready_fd is not None:
+            notify.descriptor(options.ready_fd)
+        tell("")
+
+    try:
+        serve.check_numbers(options)
+        if not 1 <= options.threads <= MAX_THREADS:
+            raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {options.threads}")
+        settings = serve.passthrough_settings(options)
+        path = serve.check_path(options.directory)
+        check_apart(path, options.directory, options.mountpoint)
+        walls = serve.make_walls(options, log)
+        share = serve.make_share(
+            serve.DEFAULT_TAG, path, options.readonly, settings, walls, options.directory
+        )
+        mountpoint = Mountpoint(
+            options.mountpoint,
+            name=path,
+            read_only=options.readonly,
+            allow_other=os.geteuid() == 0 if options.allow_other is None else options.allow_other,
+        )
+    except (ValueError, OSError) as error:
+        tell(serve.describe(error))
+        return 1
+    try:
+        return HostMount(mountpoint, share.make, share.walls, options.threads, log).run(ready)
+    except WorkerError as error:
+        tell(f"cannot share {options.directory}: {error}")
+        return 1
+
+
+def check_apart(path: str, directory: str, mountpoint: str) -> None:
+    """Raises `ValueError` if one of the two holds the other: the worker would wait for itself."""
+    share, place = os.path.realpath(path), os.path.realpath(mountpoint)
+    advice = "mount at a directory outside of it"
+    if share == place:
+        raise ValueError(f"{directory} cannot be mounted on itself; {advice}")
+    if place.startswith(share.rstrip("/") + "/"):
+        raise ValueError(f"{mountpoint} lies inside {directory}, which would hold itself; {advice}")
+    if share.startswith(place.rstrip("/") + "/"):
+        raise ValueError(f"{mountpoint} holds {directory}, which would be hidden; {advice}")
+
+
+def complain(text: str) -> None:
+    if text:
+        print(f"virtiofs mount: {text}", file=sys.stderr)
+
+
+def system_log(level: str) -> Log:
+    """The system's log; where there is none, nobody hears."""
+    from virtiofs.daemon.log import Log, SystemLog
+
+    try:
+        return Log(level, SystemLog("virtiofs"))
+    except OSError:
+        return Log(level)
+
+
+def go_into_background() -> Callable[[str], None]:
+    """Go on in a child of its own session, with nothing to read from or write to.
+
+    The command ends when the child first calls what this returns: with status 0 for "", else with the text and
+    status 1.
+    """
+    heard, told = os.pipe()
+    if os.fork():
+        os.close(told)
+        with open(heard, encoding=sys.getfilesystemencoding(), errors="surrogateescape") as pipe:
+            text = pipe.read()
+        complain(text[1:] if text else "it ended while it started")
+        os._exit(0 if text == "=" else 1)
+    os.close(heard)
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nowhere, fd)
+    os.close(nowhere)
+    waiting = [told]
+
+    def tell(text: str) -> None:
+        while waiting:
+            fd = waiting.pop()
+            os.write(fd, b"=" + os.fsencode(text))
+            os.close(fd)
+
+    return tell

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from posix.uio cimport iovec
+from virtiofs.fuse.serving cimport Loop
+
+cdef class DevFuseLoop(Loop):
+    cdef int fd
+    cdef uint32_t thread     # the one in `run`; 0: none
+    cdef uint8_t* memory     # both buffers
+    cdef uint8_t* message
+    cdef uint8_t* reply
+    cdef uint64_t room       # for a message: Linux refuses to read into less than its largest
+    cdef iovec readable
+    cdef iovec writable
+
+    cdef void set_blocking(self, bint blocking) noexcept nogil
+    cdef int serve_until_ended(self) noexcept nogil
+    cdef void wait(self) noexcept nogil
+    cdef void serve(self, uint64_t size) noexcept nogil
