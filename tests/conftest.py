@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("all", *devices.KINDS),
         default="all",
-        help="what to test: our daemon, c (virtiofsd of QEMU 7.2), or all that can run here",
+        help="what to test: our daemon, the one in C (QEMU 7.2), `virtiofs mount`, or all that can run here",
     )
     parser.addoption(
         "--mountpoint", metavar="DIR", help="test this directory with tests/posix, instead of a daemon"

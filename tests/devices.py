@@ -16,7 +16,7 @@ from pathlib import Path
 
 C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 DAEMONS = ("ours", "c")  # what can be sent requests
-MOUNTS = ()  # what only programs can speak to, through the host's kernel
+MOUNTS = ("mount",)  # what programs speak to, through the host's kernel (mounting.py)
 KINDS = (*DAEMONS, *MOUNTS)
 READY_SECONDS = 20.0
 END_SECONDS = 10.0

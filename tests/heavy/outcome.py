@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a suite is given and what it tells: `cases` of a suite's module yields the outcome of one case after the other."""
+"""What a suite is given and what it tells: `cases` of its module yields the outcome of one case after the other."""
 
 from __future__ import annotations
 

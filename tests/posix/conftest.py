@@ -9,12 +9,14 @@ and on any directory that is mounted already, also in a guest (`--mountpoint DIR
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import devices
+import mounting
 from places import MakePlace, Place, on_device, on_mountpoint
 
 
@@ -23,18 +25,21 @@ def make_place(
     carrier: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakePlace]:
     os.umask(0o022)
-    reason = devices.available(carrier)
+    reason = mounting.unavailable() if carrier == "mount" else devices.available(carrier)
     if reason:
         pytest.skip(reason)
     if carrier == "mountpoint":
         mountpoint = Path(pytestconfig.getoption("--mountpoint"))
-        yield on_mountpoint(
-            carrier, mountpoint, Path(pytestconfig.getoption("--host-directory") or mountpoint)
-        )
-        return
-    directory = tmp_path_factory.mktemp("share")
-    with devices.start(carrier, directory) as running, on_device(running) as make:
-        yield make
+        host = pytestconfig.getoption("--host-directory") or mountpoint
+        yield on_mountpoint(carrier, mountpoint, Path(host))
+    elif carrier == "mount":
+        with tempfile.TemporaryDirectory(prefix="virtiofs-mount-") as base:
+            os.chmod(base, 0o755)  # the mount is for all users, other than pytest's own directories
+            with mounting.mounted(Path(base)) as running:
+                yield on_mountpoint(carrier, running.place, running.share)
+    else:
+        with devices.start(carrier, tmp_path_factory.mktemp("share")) as running, on_device(running) as make:
+            yield make
 
 
 @pytest.fixture
