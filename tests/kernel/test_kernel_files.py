@@ -26,12 +26,11 @@ from mounting import SECONDS, Mounted, mounted, unavailable
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 MIB = 1 << 20
 
-# Locks the first byte of a file, waiting if it must; says when it is about to, and what came of it.
+# Locks a file, waiting if it must, and says what came of it.
 LOCKER = """
 import errno, fcntl, os, signal, sys
 signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(InterruptedError()))
 fd = os.open(sys.argv[1], os.O_RDWR)
-os.write(1, b"a")
 try:
     getattr(fcntl, sys.argv[2])(fd, fcntl.LOCK_EX)
     os.write(1, b"locked")
@@ -168,11 +167,18 @@ def test_attributes_and_kinds_of_files_are_the_hosts(it: Mounted) -> None:
 
 @contextlib.contextmanager
 def locker(path: Path, call: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that is about to lock a file."""
+    """A program that waits for a lock on a file: in the kernel, for the answer to its request."""
     process = subprocess.Popen([sys.executable, "-c", LOCKER, path, call], stdout=subprocess.PIPE)
-    assert process.stdout is not None
+
+    def waits() -> bool:
+        return Path(f"/proc/{process.pid}/wchan").read_text() == "request_wait_answer"
+
     try:
-        assert os.read(process.stdout.fileno(), 1) == b"a"
+        assert devices.wait_until(waits, SECONDS)
+        # Others are served meanwhile; if it was another request that it waited for, that one is over then.
+        for _ in range(50):
+            os.statvfs(path)
+        assert devices.wait_until(waits, SECONDS)
         yield process
     finally:
         process.kill()
@@ -191,9 +197,6 @@ def test_a_wait_for_a_lock_ends_when_it_is_released(it: Mounted, call: str) -> N
     with open(it.place / "lock", "r+") as file:
         getattr(fcntl, call)(file, fcntl.LOCK_EX)
         with locker(it.place / "lock", call) as waiting:
-            # It waits, while others are served.
-            for _ in range(200):
-                assert (it.place / "lock").stat().st_size == 0
             assert not select.select([waiting.stdout], [], [], 0)[0]
             getattr(fcntl, call)(file, fcntl.LOCK_UN)
             assert said(waiting) == b"locked"
@@ -206,8 +209,6 @@ def test_a_wait_for_a_lock_ends_with_a_signal(it: Mounted, call: str, number: si
     with open(it.place / "lock", "r+") as file:
         getattr(fcntl, call)(file, fcntl.LOCK_EX)
         with locker(it.place / "lock", call) as waiting:
-            for _ in range(50):
-                os.statvfs(it.place)
             waiting.send_signal(number)
             if number == signal.SIGKILL:
                 assert waiting.wait(SECONDS) == -signal.SIGKILL
@@ -233,8 +234,6 @@ def test_it_ends_although_somebody_waits_for_a_lock(tmp_path: Path) -> None:
         with open(it.share / "lock", "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             with locker(it.place / "lock", "flock") as waiting:
-                for _ in range(50):
-                    os.statvfs(it.place)
                 assert it.end(signal.SIGTERM)[0] == 0
                 assert waiting.wait(SECONDS) != 0
 
