@@ -45,14 +45,14 @@ def cases(work: Work) -> Iterator[Outcome]:
         yield Outcome("git", "all", SKIPPED, "no git: install the Debian package")
         return
     clients = {name: [work.directory] for name in CASES}
-    if work.second is not None:
-        clients["pushes, two clients"] = [work.directory, work.second]
+    if work.clients:
+        clients["pushes, two clients"] = list(work.clients)
     for name in filter(work.wants, clients):
         yield _case(name, CASES[name.partition(",")[0]], work, clients[name])
 
 
 def _case(name: str, case: Callable[[list[Path], int], None], work: Work, clients: list[Path]) -> Outcome:
-    with scratch(work.directory, "git") as place:
+    with scratch(clients[0], "git") as place:
         try:
             case([client / place.name for client in clients], work.size)
         except GitError as error:

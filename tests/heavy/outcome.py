@@ -28,12 +28,12 @@ class Outcome(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What to work on: a directory of the share, how much to do (1 is what CI does), and perhaps the same directory
-    again, as another client has it."""
+    """What to work on: a directory of the share, how much to do (1 is what CI does), and perhaps two more, which are
+    one directory as two clients have it."""
 
     directory: Path
     size: int = 1
-    second: Path | None = None
+    clients: tuple[Path, ...] = ()
     only: tuple[str, ...] = ("*",)  # patterns of the cases that are wanted; of cpython: of the modules
 
     def wants(self, name: str) -> bool:

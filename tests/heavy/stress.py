@@ -45,13 +45,13 @@ STRESSORS = {
     "io": 20,
     "iomix": 500,
     "lease": 200,
-    "link": 4,
+    "link": 2,
     "locka": 1000,
     "lockf": 1000,
     "lockofd": 1000,
     "metamix": 20,
     "mknod": 50,
-    "mmap": 5,
+    "mmap": 1,
     "mmapfork": 5,
     "open": 1000,
     "readahead": 50,
@@ -85,7 +85,7 @@ BOUNDS = {
     "sync-file": ("--sync-file-bytes", "16m"),
 }
 TIMED = {"fpunch": 3, "inode-flags": 2}  # seconds, as they do not heed a number of operations
-LEFT_OUT_WHEN_SMALL = ("iomix", "mmapfork", "seal", "sendfile", "splice")
+LEFT_OUT_WHEN_SMALL = ("symlink", "iomix", "mmapfork", "seal", "sendfile", "splice")
 
 
 def cases(work: Work) -> Iterator[Outcome]:

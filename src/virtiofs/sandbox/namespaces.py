@@ -25,6 +25,7 @@ from cython.cimports.virtiofs.sandbox.host import (
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     MOVE_MOUNT_F_EMPTY_PATH,
+    MOVE_MOUNT_T_SYMLINKS,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
@@ -160,7 +161,8 @@ def move_into(tree: int, directory: str) -> None:
     here: cython.p_char = b"."
     name: bytes = os.fsencode(directory)
     target: cython.p_char = name
-    if syscall(SYS_MOVE_MOUNT, fd, nothing, AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH) != 0:
+    flags: cython.uint = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS
+    if syscall(SYS_MOVE_MOUNT, fd, nothing, AT_FDCWD, target, flags) != 0:
         raise failure(f"mount {directory} on itself")
     if fchdir(fd) != 0:
         raise failure(f"enter {directory}")
