@@ -49,3 +49,20 @@ def test_every_posix_behaviour_holds_in_a_guest(served: Served) -> None:
     )
     assert os.listdir(served.host) == []
     assert served.daemon.log == []
+
+
+# A minute's worth of what `make heavy` does on a mount of the host.
+HEAVY = {
+    "cpython": ("test_tempfile", "test_glob"),
+    "sqlite": ("wal",),
+    "stress": ("fallocate", "flock", "getdent", "rename", "seek", "xattr"),
+    "fio": ("psync randwrite", "mmap randrw"),
+}
+
+
+@pytest.mark.parametrize("suite", HEAVY)
+def test_a_slice_of_a_heavy_suite_passes_in_a_guest(served: Served, suite: str) -> None:
+    only = [word for case in HEAVY[suite] for word in ("--only", case)]
+    run_python(served, "tests/heavy/run", "/mnt", "--suite", suite, *only, timeout=600)
+    assert os.listdir(served.host) == []
+    assert served.daemon.log == []

@@ -63,7 +63,7 @@ def _has(python: str, module: str) -> bool:
 
 
 def _module(work: Work, python: str, module: str) -> Iterator[Outcome]:
-    with scratch(work.directory, module) as place, tempfile.NamedTemporaryFile(suffix=".xml") as report:
+    with scratch(work.directory, "t") as place, tempfile.NamedTemporaryFile(suffix=".xml") as report:
         words = [python, "-m", "test", "--tempdir", str(place), "--junit-xml", report.name]
         for pattern in LEFT_OUT_WHEN_SMALL if work.size == 1 else ():
             words += ["-i", pattern]
