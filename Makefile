@@ -6,12 +6,13 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test check bench build debug fuzz testbed lint types quick clean
+.PHONY: help demo test heavy check bench build debug fuzz testbed lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
 	@echo "make test     everything: lint, types, unit, protocol and guest tests"
 	@echo "make check    the quick loop: lint, types, unit and protocol tests"
+	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
 	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
@@ -22,8 +23,15 @@ help:
 demo: build testbed
 	@tools/demo $(VENV)/bin/virtiofs
 
-test: lint types quick testbed
+test: lint types quick heavy
 	$(RUN) -m pytest -m guest
+
+# Without DIR on a mount of our own, where the kernel lets us.
+heavy: build
+	@$(PYTHON) tools/testbed --heavy
+	@if [ -n "$(DIR)" ] || [ -e /dev/fuse ]; then \
+	    $(RUN) tests/heavy/run $(or $(DIR),--mount) --size $(SIZE); \
+	else echo "heavy suites left out: there is no /dev/fuse, and no DIR= is named"; fi
 
 check: lint types quick
 
@@ -45,6 +53,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 debug: $(VENV)/.installed
 	tools/debug-build $(RUN)
 
+SIZE ?= 1
 T ?= 600
 fuzz: $(VENV)/.installed
 	tools/fuzz-build $(RUN)

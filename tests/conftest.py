@@ -19,12 +19,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("all", *devices.KINDS),
         default="all",
-        help="daemons to test: ours, ours-unprivileged (run by an ordinary user), c (virtiofsd of QEMU 7.2), or all"
-        " that can run here",
+        help="what to test: ours, ours-unprivileged (run by an ordinary user), c (virtiofsd of QEMU 7.2), mount"
+        " (`virtiofs mount`), relay (`virtiofs mount --socket` of ours), or all that can run here",
+    )
+    parser.addoption(
+        "--mountpoint", metavar="DIR", help="test this directory with tests/posix, instead of a daemon"
+    )
+    parser.addoption(
+        "--host-directory", metavar="DIR", help="what the host knows the directory of --mountpoint as"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "mounted: needs the kernel's FUSE client, which checks permissions and applies the umask",
+    )
     config.addinivalue_line(
         "markers",
         "c_differs(reason, run=True): the daemon in C does otherwise; run=False: it would die of the test",
@@ -32,12 +42,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "kind" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--device")
-        kinds = devices.KINDS if chosen == "all" else (chosen,)
-        if "place" not in metafunc.fixturenames:  # only there the test acts as the daemon's user, too
-            kinds = tuple(kind for kind in kinds if kind != "ours-unprivileged")
-        metafunc.parametrize("kind", kinds, scope="module")
+    """Requests are for daemons only; what a program can see is carried by mounts as well."""
+    chosen = metafunc.config.getoption("--device")
+    for fixture, kinds in (("kind", devices.DAEMONS), ("carrier", devices.KINDS)):
+        if fixture in metafunc.fixturenames:
+            if fixture == "kind" and "place" not in metafunc.fixturenames:
+                # Only there the test acts as the daemon's user, too.
+                kinds = tuple(kind for kind in kinds if kind != "ours-unprivileged")
+            if fixture == "carrier" and metafunc.definition.get_closest_marker("mounted"):
+                kinds = devices.MOUNTS
+            if fixture == "carrier" and metafunc.config.getoption("--mountpoint"):
+                kinds = ("mountpoint",)
+            elif chosen != "all":
+                kinds = tuple(kind for kind in kinds if kind == chosen)
+            unfit = pytest.mark.skip(reason=f"not for --device {chosen}")
+            metafunc.parametrize(fixture, kinds or [pytest.param("none", marks=unfit)], scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         callspec = getattr(item, "callspec", None)
-        kind = callspec.params.get("kind") if callspec else None
+        kind = callspec.params.get("kind") or callspec.params.get("carrier") if callspec else None
         difference = item.get_closest_marker("c_differs")
         if difference and kind == "c":
             run = difference.kwargs.get("run", True)

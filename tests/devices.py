@@ -15,7 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-KINDS = ("ours", "ours-unprivileged", "c")
+DAEMONS = ("ours", "ours-unprivileged", "c")  # what can be sent requests
+MOUNTS = ("mount", "relay")  # what programs speak to, through the host's kernel (mounting.py)
+KINDS = (*DAEMONS, *MOUNTS)
 NOBODY = 54321  # who runs our daemon without privilege: no user of this host
 # Behaviours that an ordinary user's daemon can not have, and what is in the way.
 GIVES_AWAY = "only root gives files to another owner"

@@ -134,3 +134,18 @@ def serve(
                 yield Served(directory, daemon, guest)
         finally:
             os.close(watched)
+
+
+@contextlib.contextmanager
+def serve_with_the_hosts_programs(directory: Path, **guest_options: Any) -> Iterator[Served]:
+    """Share a directory with a guest that has it at /mnt, and whose root is the host's own, read-only.
+
+    So the guest runs this very interpreter, these tests, and whatever is installed here.
+    """
+    with (
+        devices.start_ours(Path("/"), ["--readonly", "--cache", "always"]) as root,
+        devices.start_ours(directory) as daemon,
+    ):
+        shares = [Share("rootfs", root.socket, "/", True), Share("data", daemon.socket, "/mnt")]
+        with Guest(shares, rootfs=True, timeout=60, **guest_options) as guest:
+            yield Served(directory, daemon, guest)

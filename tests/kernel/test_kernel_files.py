@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import SECONDS, Mounted, mounted, unavailable
 
 import devices
+from mounting import SECONDS, Mounted, mounted, unavailable
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 MIB = 1 << 20

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import SECONDS, USER, Mounted, command, gone, mounted, unavailable
 
 import devices
+from mounting import SECONDS, USER, Mounted, command, gone, mounted, unavailable
 from virtiofs.fuse.mountpoint import mounts
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from mounting import Mounted, mounted, unavailable
 
 import devices
+from mounting import Mounted, mounted, unavailable
 from sharing import failure
 from virtiofs.fuse.mountpoint import mounts
 

@@ -12,9 +12,9 @@ import threading
 
 import pytest
 from lying_device import ATTR, Request, agreed_flags, lying
-from mounting import mounted, unavailable
 
 import devices
+from mounting import mounted, unavailable
 from sharing import failure
 from virtiofs.fuse.abi import CONSTANTS, FUSE_ENTRY_OUT, FUSE_INIT_OUT
 from virtiofs.fuse.mountpoint import mounts

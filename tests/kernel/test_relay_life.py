@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounting import USER, Mounted, command, mounted, unavailable
 
 import devices
+from mounting import USER, Mounted, command, mounted, unavailable
 from sharing import failure
 from virtiofs.fuse.mountpoint import mounts
 

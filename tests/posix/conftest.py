@@ -1,73 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a behaviour is written against: a `Place` of its own inside a share.
+"""Behaviours that any program can see, each said in calls of `os`: `place.tree` for those of the share's user and
+`place.host` for what the host does and finds.
 
-`place.tree` has the methods of `os`, so the behaviours that need only it can run on a mount as well; the
-others speak FUSE through `place.session`, from the node `place.root`.  `place.host` is the same directory,
-seen by the host.
+They run over a daemon without a kernel between us (`--device ours|c`), over the kernel's FUSE client (`--device
+mount|relay`) and on any directory that is mounted already, also in a guest (`--mountpoint DIR`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import devices
-from virtiofs.client.device import Caller, Device
-from virtiofs.client.session import Session
-from virtiofs.client.tree import Tree
-
-
-class Place:
-    """A directory that belongs to one test."""
-
-    def __init__(self, kind: str, session: Session, root: int, host: Path):
-        self.kind = kind
-        self.session = session
-        self.root = root
-        self.host = host
-        self.tree = Tree(session, root)
-
-    @contextlib.contextmanager
-    def caller(self, uid: int, gid: int, pid: int = 1) -> Iterator[None]:
-        """Let requests be made in another user's name."""
-        before = self.session.caller
-        self.session.caller = Caller(uid, gid, pid)
-        try:
-            yield
-        finally:
-            self.session.caller = before
-
-    def lookup(self, name: str) -> int:
-        """The node id of a name in the place."""
-        return int(self.session.lookup(self.root, name).nodeid)
+import mounting
+from places import MakePlace, Place, on_device, on_mountpoint
 
 
 @pytest.fixture(scope="module")
-def share(running: devices.RunningDevice) -> Iterator[Session]:
-    """A session with the module's daemon."""
+def make_place(
+    carrier: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakePlace]:
     os.umask(0o022)
-    with Device.connect(running.socket) as device:
-        yield Session(device)
+    if carrier != "mountpoint":
+        reason = mounting.unavailable() if carrier in devices.MOUNTS else devices.available(carrier)
+        if reason:
+            pytest.skip(reason)
+    if carrier == "mountpoint":
+        mountpoint = Path(pytestconfig.getoption("--mountpoint"))
+        host = pytestconfig.getoption("--host-directory") or mountpoint
+        yield on_mountpoint(carrier, mountpoint, Path(host))
+    elif carrier in devices.MOUNTS:
+        with tempfile.TemporaryDirectory(prefix="virtiofs-mount-") as base:
+            os.chmod(base, 0o755)  # the mount is for all users, other than pytest's own directories
+            with contextlib.ExitStack() as stack:
+                socket = None
+                if carrier == "relay":
+                    share = Path(base, "share")
+                    share.mkdir()
+                    socket = stack.enter_context(devices.start_ours(share)).socket
+                running = stack.enter_context(mounting.mounted(Path(base), socket=socket))
+                yield on_mountpoint(carrier, running.place, running.share)
+    else:
+        with (
+            devices.share_for(carrier) as share,
+            devices.start(carrier, share) as running,
+            on_device(running) as make,
+        ):
+            yield make
 
 
 @pytest.fixture
-def tmp_path(running: devices.RunningDevice) -> Iterator[Path]:
+def tmp_path(carrier: str) -> Iterator[Path]:
     """A directory outside the share that belongs to whoever the test acts as."""
-    with devices.share_for(running.kind) as path:
+    with devices.share_for(carrier) as path:
         yield path
 
 
 @pytest.fixture
-def place(running: devices.RunningDevice, share: Session) -> Iterator[Place]:
-    """An empty directory of the share for one test; the daemon must have outlived the test."""
-    host = running.directory / f"test-{len(os.listdir(running.directory))}"
-    with devices.as_user_of(running.kind):
-        host.mkdir()
-        root = share.lookup(1, host.name).nodeid
-        yield Place(running.kind, share, root, host)
-        share.forget(root)
-    assert running.alive, "the daemon died:\n" + "\n".join(running.log)
+def place(make_place: MakePlace) -> Iterator[Place]:
+    """An empty directory of the share for one test."""
+    with make_place() as place:
+        yield place

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """File content: reading, writing, sizes, holes, copies."""
 
+import contextlib
 import errno
 import os
 import random
 
 import pytest
+
 from expect import failure
 
 MIB = 1 << 20
@@ -95,13 +97,6 @@ def test_truncate_of_a_directory_is_refused(place):
     assert failure(place.tree.truncate, "d", 0) == errno.EISDIR
 
 
-def test_negative_and_huge_sizes_are_refused(place):
-    (place.host / "f").touch()
-    node = place.lookup("f")
-    assert failure(place.session.setattr, node, size=(1 << 64) - 1) in (errno.EINVAL, errno.EFBIG)
-    place.session.forget(node)
-
-
 def test_a_file_stays_readable_and_writable_after_unlink(place):
     with place.tree.open("f", os.O_RDWR | os.O_CREAT) as file:
         file.pwrite(b"before", 0)
@@ -127,77 +122,17 @@ def test_create_makes_a_file_with_the_mode(place):
     assert (place.host / "f").stat().st_mode & 0o7777 == 0o640
 
 
-def test_exclusive_create_of_an_existing_name_fails(place):
-    (place.host / "f").write_bytes(b"keep")
-    assert failure(place.session.create, place.root, "f", os.O_RDWR | os.O_EXCL) == errno.EEXIST
-    assert (place.host / "f").read_bytes() == b"keep"
-
-
-@pytest.mark.c_differs('dies: "invalid openat64 call: O_CREAT or O_TMPFILE without mode"', run=False)
-def test_create_of_an_existing_name_opens_it(place):
-    (place.host / "f").write_bytes(b"keep")
-    entry, handle = place.session.create(place.root, "f")
-    assert place.session.read(entry.nodeid, handle.fh, 0, 100) == b"keep"
-    place.session.release(entry.nodeid, handle.fh)
-    place.session.forget(entry.nodeid)
-
-
-def test_create_never_follows_a_symbolic_link(place, tmp_path):
-    outside = tmp_path / "outside"
-    outside.write_bytes(b"secret")
-    (place.host / "l").symlink_to(outside)
-    refused = (errno.ELOOP, errno.EEXIST, errno.EBADF)
-    assert failure(place.session.create, place.root, "l", os.O_RDWR) in refused
-    assert outside.read_bytes() == b"secret"
-
-
-def test_open_of_a_symbolic_link_node_is_refused(place, tmp_path):
-    outside = tmp_path / "outside"
-    outside.write_bytes(b"secret")
-    (place.host / "l").symlink_to(outside)
-    node = place.lookup("l")
-    assert failure(place.session.open, node) in (errno.ELOOP, errno.EBADF, errno.EINVAL)
-    place.session.forget(node)
-
-
 def test_reading_a_handle_that_is_only_for_writing_fails(place):
     (place.host / "f").write_bytes(b"x")
-    node = place.lookup("f")
-    handle = place.session.open(node, os.O_WRONLY)
-    assert failure(place.session.read, node, handle.fh, 0, 10) == errno.EBADF
-    place.session.release(node, handle.fh)
-    place.session.forget(node)
+    with place.tree.open("f", os.O_WRONLY) as file:
+        assert failure(file.pread, 10, 0) == errno.EBADF
 
 
 def test_writing_a_handle_that_is_only_for_reading_fails(place):
     (place.host / "f").write_bytes(b"x")
-    node = place.lookup("f")
-    handle = place.session.open(node, os.O_RDONLY)
-    assert failure(place.session.write, node, handle.fh, 0, b"data") == errno.EBADF
-    place.session.release(node, handle.fh)
-    place.session.forget(node)
+    with place.tree.open("f") as file:
+        assert failure(file.pwrite, b"data", 0) == errno.EBADF
     assert (place.host / "f").read_bytes() == b"x"
-
-
-def test_an_unknown_handle_is_refused(place):
-    (place.host / "f").write_bytes(b"x")
-    node = place.lookup("f")
-    for handle in (12345, (1 << 64) - 1):
-        assert failure(place.session.read, node, handle, 0, 10) == errno.EBADF
-        assert failure(place.session.write, node, handle, 0, b"x") == errno.EBADF
-        assert failure(place.session.lseek, node, handle, 0, os.SEEK_DATA) == errno.EBADF
-    # Not so for a handle of all ones: guests with DAX synchronise by node.
-    assert failure(place.session.fsync, node, 12345) == errno.EBADF
-    place.session.forget(node)
-
-
-def test_a_released_handle_is_refused(place):
-    (place.host / "f").write_bytes(b"x")
-    node = place.lookup("f")
-    handle = place.session.open(node)
-    place.session.release(node, handle.fh)
-    assert failure(place.session.read, node, handle.fh, 0, 10) == errno.EBADF
-    place.session.forget(node)
 
 
 def test_flush_fsync_and_release_succeed(place):
@@ -264,13 +199,6 @@ def test_copy_file_range_copies_inside_the_share(place):
     assert (place.host / "b").read_bytes() == bytes(7) + data[100:]
 
 
-def test_copy_file_range_with_an_unknown_handle_is_refused(place):
-    place.tree.write_file("a", b"data")
-    with place.tree.open("a") as source:
-        bad = (source.nodeid, source.fh, 0, source.nodeid, 99999, 0, 4)
-        assert failure(place.session.copy_file_range, *bad) == errno.EBADF
-
-
 def test_files_beyond_4_gib_work(place):
     offset = (5 << 30) + 123
     with place.tree.open("f", os.O_RDWR | os.O_CREAT) as file:
@@ -281,40 +209,46 @@ def test_files_beyond_4_gib_work(place):
 
 @pytest.mark.c_differs("answers ENOSYS: TMPFILE came after QEMU 7.2")
 def test_a_file_without_a_name_can_be_written_and_disappears(place):
-    entry, handle = place.session.tmpfile(place.root)
-    assert place.session.write(entry.nodeid, handle.fh, 0, b"temporary") == 9
-    assert place.session.read(entry.nodeid, handle.fh, 0, 100) == b"temporary"
-    assert place.session.getattr(entry.nodeid).nlink == 0
-    assert os.listdir(place.host) == []
-    place.session.release(entry.nodeid, handle.fh)
-    place.session.forget(entry.nodeid)
+    with place.tree.open("", os.O_TMPFILE | os.O_RDWR) as file:
+        assert file.pwrite(b"temporary", 0) == 9
+        assert file.pread(100, 0) == b"temporary"
+        assert file.fstat().st_nlink == 0
+        assert os.listdir(place.host) == []
 
 
 @pytest.mark.c_differs("answers ENOSYS: TMPFILE came after QEMU 7.2")
 def test_a_file_without_a_name_can_be_given_one(place):
-    entry, handle = place.session.tmpfile(place.root)
-    place.session.write(entry.nodeid, handle.fh, 0, b"named later")
-    again = place.session.link(entry.nodeid, place.root, "f")
-    assert again.nodeid == entry.nodeid
+    with place.tree.open("", os.O_TMPFILE | os.O_RDWR) as file:
+        file.pwrite(b"named later", 0)
+        place.tree.link_open(file, "f")
+        assert file.fstat().st_nlink == 1
     assert (place.host / "f").read_bytes() == b"named later"
-    place.session.release(entry.nodeid, handle.fh)
-    place.session.forget(entry.nodeid, 2)
 
 
-def test_many_reads_in_flight_each_get_their_own_data(place):
-    block = 4096
-    data = b"".join(i.to_bytes(2, "little") * (block // 2) for i in range(64))
-    (place.host / "f").write_bytes(data)
-    session = place.session
-    node = place.lookup("f")
-    handle = session.open(node)
-    order = list(range(64)) * 2
-    random.Random(4).shuffle(order)
-    waiting = [
-        (i, session.begin("read", node, room=block, fh=handle.fh, offset=i * block, size=block))
-        for i in order
-    ]
-    for i, pending in waiting:
-        assert session.finish(pending, "read", block) == data[i * block : (i + 1) * block]
-    session.release(node, handle.fh)
-    session.forget(node)
+def test_exclusive_create_makes_a_file_and_refuses_an_existing_name(place):
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    with place.tree.open("new", flags) as file:
+        file.pwrite(b"new", 0)
+    (place.host / "f").write_bytes(b"keep")
+    (place.host / "l").symlink_to("nowhere")
+    for name in ("new", "f", "l"):
+        assert failure(place.tree.open, name, flags) == errno.EEXIST
+    assert (place.host / "f").read_bytes() == b"keep"
+    assert not (place.host / "nowhere").exists()
+
+
+def test_a_symbolic_link_is_not_opened_where_links_are_not_followed(place):
+    (place.host / "f").write_bytes(b"secret")
+    (place.host / "l").symlink_to("f")
+    assert failure(place.tree.open, "l", os.O_RDONLY | os.O_NOFOLLOW) in (
+        errno.ELOOP,
+        errno.EBADF,
+        errno.EINVAL,
+    )
+
+
+def test_a_thousand_descriptors_of_one_file(place):
+    (place.host / "f").write_bytes(b"x")
+    with contextlib.ExitStack() as held:
+        files = [held.enter_context(place.tree.open("f")) for _ in range(900)]
+        assert all(file.pread(1, 0) == b"x" for file in files[::50])

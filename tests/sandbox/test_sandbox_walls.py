@@ -83,6 +83,14 @@ def test_absolute_links_in_the_share_lead_back_into_it(outside):
     assert said == ["No such file or directory", ["file", "link", "root"]]
 
 
+@pytest.mark.parametrize("mode", ["namespace", "chroot", "none"])
+def test_a_share_may_be_named_by_a_symbolic_link(outside, mode):
+    (outside / "link").symlink_to("share")
+    link = Walls(str(outside / "link"), mode=mode)
+    said, ended = walled(link, lambda place: os.listdir(place.directory))
+    assert (said, ended) == (["file"], 0)
+
+
 def test_a_device_in_the_share_can_not_be_opened(outside):
     os.mknod(outside / "share/null", 0o666 | 0o020000, os.makedev(1, 3))
     said, _ = walled(walls(outside), lambda place: outcome(lambda: os.open("/null", os.O_RDONLY)))

@@ -117,6 +117,40 @@ class File:
         self.close()
 
 
+class Directory:
+    """An open directory of a tree; a context manager."""
+
+    def __init__(self, tree: Tree, nodeid: int, fh: int):
+        self.tree = tree
+        self.nodeid = nodeid
+        self.fh = fh
+        self.closed = False
+
+    def read(self, cookie: int = 0, size: int = DIRECTORY_CHUNK) -> list[DirectoryEntry]:
+        """The next entries after the one whose `cookie` it is (0: from the start), "." and ".." among them.
+
+        They take at most `size` bytes; none are left when the list is empty.
+        """
+        return self.tree.session.readdir(self.nodeid, self.fh, cookie, size)
+
+    def fsync(self) -> None:
+        self.tree.session.fsyncdir(self.nodeid, self.fh)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.tree.session.releasedir(self.nodeid, self.fh)
+            self.tree._give(self.nodeid)
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 def _optional(operation: Callable[[], None]) -> None:
     """Do what a device may leave out: ENOSYS to FLUSH or SYNCFS means that there is nothing to do."""
     try:
@@ -220,7 +254,11 @@ class Tree:
     # --- files ---
 
     def open(self, path: str, flags: int = os.O_RDONLY, mode: int = 0o644) -> File:
-        """Open or, with O_CREAT, make a file."""
+        """Open or, with O_CREAT, make a file; with O_TMPFILE one without a name, in the directory `path`."""
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            with self.node(path) as directory, _naming(path):
+                entry, handle = self.session.tmpfile(directory, flags, mode)
+            return File(self.session, entry.nodeid, handle.fh, flags & ~os.O_TMPFILE)
         with _naming(path):
             try:
                 nodeid = self._take(path, follow=not flags & (os.O_NOFOLLOW | os.O_EXCL))
@@ -277,6 +315,11 @@ class Tree:
         with self.parent(path) as (directory, name):
             self._give(self.session.symlink(directory, name, target).nodeid)
 
+    def link_open(self, file: File, new: str) -> None:
+        """Give an open file a name, as linkat(2) does with AT_EMPTY_PATH: one made with O_TMPFILE has none."""
+        with self.parent(new) as (directory, name):
+            self._give(self.session.link(file.nodeid, directory, name).nodeid)
+
     def readlink(self, path: str) -> str:
         with self.node(path, follow=False) as nodeid:
             return os.fsdecode(self.session.readlink(nodeid))
@@ -302,18 +345,22 @@ class Tree:
         with self.node(path, follow=False), self.parent(path) as (directory, name):
             self.session.rmdir(directory, name)
 
+    def opendir(self, path: str = "/") -> Directory:
+        """An open directory, to be listed bit by bit."""
+        with _naming(path):
+            nodeid = self._take(path)
+            try:
+                return Directory(self, nodeid, self.session.opendir(nodeid).fh)
+            except BaseException:
+                self._give(nodeid)
+                raise
+
     def scan(self, path: str = "/") -> list[DirectoryEntry]:
         """The entries of a directory with their types and cookies, "." and ".." left out."""
         entries: list[DirectoryEntry] = []
-        with self.node(path) as nodeid:
-            fh = self.session.opendir(nodeid).fh
-            try:
-                cookie = 0
-                while part := self.session.readdir(nodeid, fh, cookie, DIRECTORY_CHUNK):
-                    entries += part
-                    cookie = part[-1].cookie
-            finally:
-                self.session.releasedir(nodeid, fh)
+        with self.opendir(path) as directory:
+            while part := directory.read(entries[-1].cookie if entries else 0):
+                entries += part
         return [entry for entry in entries if entry.name not in (b".", b"..")]
 
     def listdir(self, path: str = "/") -> list[str]:
@@ -373,20 +420,22 @@ class Tree:
             f_namemax=state.namelen,
         )
 
-    def setxattr(self, path: str, name: str, value: bytes, flags: int = 0) -> None:
-        with self.node(path) as nodeid:
+    def setxattr(
+        self, path: str, name: str, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
+    ) -> None:
+        with self.node(path, follow_symlinks) as nodeid:
             self.session.setxattr(nodeid, name, value, flags)
 
-    def getxattr(self, path: str, name: str) -> bytes:
-        with self.node(path) as nodeid:
+    def getxattr(self, path: str, name: str, *, follow_symlinks: bool = True) -> bytes:
+        with self.node(path, follow_symlinks) as nodeid:
             return self.session.getxattr(nodeid, name)
 
-    def listxattr(self, path: str) -> list[str]:
-        with self.node(path) as nodeid:
+    def listxattr(self, path: str, *, follow_symlinks: bool = True) -> list[str]:
+        with self.node(path, follow_symlinks) as nodeid:
             return [os.fsdecode(name) for name in self.session.listxattr(nodeid)]
 
-    def removexattr(self, path: str, name: str) -> None:
-        with self.node(path) as nodeid:
+    def removexattr(self, path: str, name: str, *, follow_symlinks: bool = True) -> None:
+        with self.node(path, follow_symlinks) as nodeid:
             self.session.removexattr(nodeid, name)
 
     def sync(self) -> None:

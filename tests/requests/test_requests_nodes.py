@@ -5,6 +5,7 @@ import errno
 import os
 
 import pytest
+
 from expect import failure
 
 GONE = (errno.ESTALE, errno.EBADF, errno.ENOENT)
