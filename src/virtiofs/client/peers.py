@@ -38,13 +38,15 @@ class Peer(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A daemon that is looked for: what its --version begins with or holds, where it may lie, and its words."""
+    """A daemon that is looked for: what its --version holds, where it may lie, and its words."""
 
     name: str
     sign: str
     programs: tuple[str, ...]
     command: str
-    settings: tuple[tuple[str, str], ...]  # each is a peer: what is added to the name, and to the command
+    settings: tuple[
+        tuple[str, str, str], ...
+    ]  # a peer each: added to the name, behind and ahead of the command
 
 
 KNOWN = (
@@ -53,14 +55,19 @@ KNOWN = (
         "QEMU",
         ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"),
         "--socket-path={socket} -o source={dir} -o sandbox=chroot -o cache=auto -o log_level=err",
-        (("", "--thread-pool-size=0"), ("-pool", "--thread-pool-size=64")),
+        # With more threads than arenas, the allocator asks for the number of processors (sched_getaffinity), for which
+        # this daemon's own seccomp filter kills it; with a limit it does not ask.
+        (
+            ("", "--thread-pool-size=0", ""),
+            ("-pool", "--thread-pool-size=64", "/usr/bin/env MALLOC_ARENA_MAX=8"),
+        ),
     ),
     Known(
         "virtiofsd-rust",
         "virtiofsd 1.",
         ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd"),
         "--socket-path={socket} --shared-dir={dir} --sandbox=chroot --cache=auto --log-level=error",
-        (("", "--thread-pool-size=0"), ("-pool", "--thread-pool-size=4")),
+        (("", "--thread-pool-size=0", ""), ("-pool", "--thread-pool-size=4", "")),
     ),
 )
 ROOT = "trixie"  # in the cache directory: where tools/trixie puts a Debian with the Rust daemon
@@ -95,8 +102,8 @@ def find(cache: Path | None = None) -> tuple[list[Peer], list[str]]:
         for words in candidates:
             version = _version(words)
             if known.sign in version:
-                for suffix, more in known.settings:
-                    command = (*words, *shlex.split(known.command), *shlex.split(more))
+                for suffix, behind, ahead in known.settings:
+                    command = (*shlex.split(ahead), *words, *shlex.split(known.command), *shlex.split(behind))
                     found.append(Peer(known.name + suffix, command, version.splitlines()[0]))
                 break
         else:

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from virtiofs.client.arena import PAGE
@@ -119,6 +122,19 @@ class Replies:
     def length(self, step: int) -> int:
         """Bytes of a step's reply behind the out header."""
         return int.from_bytes(self._load.reply(self.lane, step)[:4], "little") - OUT
+
+
+def own_directory(session: Session, directory: Path) -> tuple[Path, int, Callable[[], None]]:
+    """A new directory for a script that makes files, its node, and how to get rid of it: what a daemon leaves behind
+    that dies meets nobody else."""
+    place = Path(tempfile.mkdtemp(prefix="work-", dir=directory))
+    node = session.lookup(1, place.name).nodeid
+
+    def close() -> None:
+        session.forget(node)
+        shutil.rmtree(place)
+
+    return place, node, close
 
 
 def _always(_replies: Replies) -> bool:

@@ -23,7 +23,7 @@ import shutil
 from pathlib import Path
 
 from virtiofs.client.arena import PAGE
-from virtiofs.client.script import Answers, From, Numbered, Replies, Script, handle_of, node_of
+from virtiofs.client.script import Answers, From, Numbered, Replies, Script, handle_of, node_of, own_directory
 from virtiofs.client.session import Session
 from virtiofs.fuse.abi import CONSTANTS, FUSE_ENTRY_OUT
 
@@ -183,14 +183,16 @@ def _list_once(
 def untar(session: Session, directory: Path) -> Script:
     root = tree(directory)
     entry = session.lookup(1, root.name)
-    probe = session.lookup(session.lookup(entry.nodeid, ".git").nodeid, "index")
+    git = session.lookup(entry.nodeid, ".git")
+    probe = session.lookup(git.nodeid, "index")
     rules = _Rules(session, probe.nodeid)
     files = [path for path in root.rglob("*") if path.is_file()]
     script = Script(session, operations=len(files))
     script.most = 200
     top = Numbered(b"untar-")
-    rules.look_for_nothing(script, 1, top)
-    made: dict[Path, From] = {root: node_of(script.add("mkdir", 1, [top], mode=0o755))}
+    place, place_node, remove_place = own_directory(session, directory)
+    rules.look_for_nothing(script, place_node, top)
+    made: dict[Path, From] = {root: node_of(script.add("mkdir", place_node, [top], mode=0o755))}
     for path in sorted(root.rglob("*")):
         name, parent = os.fsencode(path.name), made[path.parent]
         rules.look_for_nothing(script, parent, name)
@@ -213,14 +215,15 @@ def untar(session: Session, directory: Path) -> Script:
         script.add("forget", node, nlookup=1)
 
     def verify(replies: Replies) -> bool:
-        return same_tree(root, directory / top.at(replies.round))
+        return same_tree(root, place / top.at(replies.round))
 
     def after(first: int, rounds: int) -> None:
         for number in range(first, first + rounds):
-            shutil.rmtree(directory / top.at(number))
+            shutil.rmtree(place / top.at(number))
 
     def close() -> None:
-        session.batch_forget([(entry.nodeid, 1), (probe.nodeid, 1)])
+        session.batch_forget([(node.nodeid, 1) for node in (probe, git, entry)])
+        remove_place()
 
     script.verify, script.after, script.close = verify, after, close
     return script
@@ -242,10 +245,8 @@ def same_tree(one: Path, other: Path) -> bool:
 
 
 def smallfile(session: Session, directory: Path) -> Script:
-    place = directory / "small"
-    place.mkdir(exist_ok=True)
+    place, parent, remove_place = own_directory(session, directory)
     (place / "probe").touch()
-    parent = session.lookup(1, place.name).nodeid
     probe = session.lookup(parent, "probe").nodeid
     rules = _Rules(session, probe)
     name, renamed = Numbered(b"file-"), Numbered(b"renamed-")
@@ -288,7 +289,8 @@ def smallfile(session: Session, directory: Path) -> Script:
         )
 
     def close() -> None:
-        session.batch_forget([(probe, 1), (parent, 1)])
+        session.forget(probe)
+        remove_place()
 
     script.verify, script.close = verify, close
     return script

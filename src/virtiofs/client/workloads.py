@@ -16,7 +16,18 @@ from typing import NamedTuple
 
 from virtiofs.client import traces
 from virtiofs.client.arena import PAGE
-from virtiofs.client.script import IN, Answers, From, Numbered, Place, Replies, Script, handle_of, node_of
+from virtiofs.client.script import (
+    IN,
+    Answers,
+    From,
+    Numbered,
+    Place,
+    Replies,
+    Script,
+    handle_of,
+    node_of,
+    own_directory,
+)
 from virtiofs.client.session import Session
 from virtiofs.fuse.abi import BY_NAME, FUSE_ATTR_OUT, FUSE_ENTRY_OUT
 from virtiofs.virtqueue.load import shuffled
@@ -169,9 +180,7 @@ def _open_release(session: Session, directory: Path) -> Script:
 
 
 def _create_unlink(session: Session, directory: Path) -> Script:
-    place = directory / "made"
-    place.mkdir(exist_ok=True)
-    parent, give_back = _held(session, "made")
+    place, parent, give_back = own_directory(session, directory)
     content = os.urandom(PAGE)
     name = Numbered(b"file-")
     script = Script(session)
