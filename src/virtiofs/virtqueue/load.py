@@ -11,6 +11,8 @@ What a request says may depend on the round and on earlier replies of its round 
 Every lane keeps all requests and replies of its round in memory of its own, so the last ones can be looked at.
 """
 
+import os
+
 import cython
 from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
@@ -537,6 +539,7 @@ class Load:
             raise DriverError(
                 f"{REASONS[result]}: step {self.bad_step} of round {self.bad_round}, used length"
                 f" {self.bad_length}, error {self.bad_error}"
+                + (f" ({os.strerror(-self.bad_error)})" if self.bad_error < 0 else "")
             )
         return elapsed
 
