@@ -6,18 +6,19 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test heavy check bench build debug fuzz testbed lint types quick clean
+.PHONY: help demo test heavy check bench build debug fuzz testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
 	@echo "make test     everything: lint, types, unit, protocol and guest tests"
 	@echo "make check    the quick loop: lint, types, unit and protocol tests"
 	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
-	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md"
+	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md and .html (ten minutes)"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
 	@echo "make testbed  Debian packages and a kernel for guests"
+	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=qemu kernel for those)"
 	@echo "make clean    remove what was built"
 
 demo: build testbed
@@ -35,8 +36,10 @@ heavy: build
 
 check: lint types quick
 
+# A daemon that failed is named in the report and is no reason to leave out the page.
 bench: build testbed
-	$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md
+	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
+	-$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md --html benchmarks/latest.html
 
 build: $(VENV)/.built
 
@@ -61,6 +64,9 @@ fuzz: $(VENV)/.installed
 
 testbed:
 	@$(PYTHON) tools/testbed
+
+testbed-trixie:
+	@$(PYTHON) tools/trixie $(PARTS)
 
 docs/operations.md: build
 	$(RUN) tools/operations >$@

@@ -19,6 +19,7 @@ COMPILED = [
     "virtiofs.virtqueue.memory",
     "virtiofs.virtqueue.split",
     "virtiofs.virtqueue.driver",
+    "virtiofs.virtqueue.load",
     "virtiofs.fuse.request",
     "virtiofs.fuse.session",
     "virtiofs.fuse.waiting",

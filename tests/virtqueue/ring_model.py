@@ -7,6 +7,11 @@ from __future__ import annotations
 import os
 import struct
 
+from virtiofs.virtqueue.driver import DriverQueue
+from virtiofs.virtqueue.memory import GuestMemory
+
+BASE = 0x8000_0000
+MEMORY = 4 << 20
 NEXT, WRITE, INDIRECT = 1, 2, 4
 
 
@@ -73,3 +78,15 @@ class ModelDevice:
             self.put16(self.used + 4 + 8 * self.size, self.next_avail if wanted else self.next_avail - 1)
         else:
             self.put16(self.used, 0 if wanted else 1)
+
+
+def make(size=8, event_idx=True, indirect=8, kick_fd=-1, call_fd=-1):
+    """Both ends of a ring in new memory at BASE."""
+    memory = GuestMemory()
+    fd = os.memfd_create("ring")
+    os.ftruncate(fd, MEMORY)
+    memory.add(BASE, MEMORY, fd)
+    os.close(fd)
+    queue = DriverQueue(memory, BASE, size, event_idx, indirect, kick_fd, call_fd)
+    rings = (queue.desc_address, queue.avail_address, queue.used_address)
+    return queue, ModelDevice(memory, size, *rings, event_idx, kick_fd, call_fd)

@@ -1,41 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver end of the ring, against a model of the device end written from the specification."""
 
-import os
 import select
-import struct
 import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ring_model import ModelDevice
+from ring_model import BASE, make
 
-from virtiofs.virtqueue.driver import DriverError, DriverQueue, Load, QueueFull, memory_needed
-from virtiofs.virtqueue.memory import GuestMemory
-
-BASE = 0x8000_0000
-MEMORY = 4 << 20
-
-
-@pytest.fixture
-def eventfds():
-    fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
-    yield fds
-    for fd in fds:
-        os.close(fd)
-
-
-def make(size=8, event_idx=True, indirect=8, kick_fd=-1, call_fd=-1):
-    memory = GuestMemory()
-    fd = os.memfd_create("ring")
-    os.ftruncate(fd, MEMORY)
-    memory.add(BASE, MEMORY, fd)
-    os.close(fd)
-    queue = DriverQueue(memory, BASE, size, event_idx, indirect, kick_fd, call_fd)
-    rings = (queue.desc_address, queue.avail_address, queue.used_address)
-    return queue, ModelDevice(memory, size, *rings, event_idx, kick_fd, call_fd)
-
+from virtiofs.virtqueue.driver import DriverError, DriverQueue, QueueFull, memory_needed
 
 DATA = BASE + (1 << 20)
 piece = st.tuples(st.integers(DATA, DATA + 65536), st.integers(1, 5000))
@@ -247,148 +221,3 @@ def test_what_the_device_does_to_the_descriptors_does_not_matter():
     assert queue.free_count == 8
     queue.add([(DATA, 1)] * 4, [(DATA, 4)] * 4)
     assert len(device.pop()[1]) == 4
-
-
-# --- the load ---
-
-
-class Answering(threading.Thread):
-    """A device that answers every request from `answer(request bytes) -> payload or error`, until told to
-    stop."""
-
-    def __init__(self, device, answer):
-        super().__init__(daemon=True)
-        self.device, self.answer = device, answer
-        self.requests = []
-        self.stop, self.wake = os.pipe()
-        self.start()
-
-    def run(self):
-        device = self.device
-        while True:
-            if chain := device.pop():
-                self.serve(*chain[:3])
-                device.call_if_wanted()
-                continue
-            device.want_kick(True)
-            if device.u16(device.avail + 2) != device.next_avail:
-                continue
-            ready = select.select([device.kick_fd, self.stop], [], [])[0]
-            if self.stop in ready:
-                return
-            os.eventfd_read(device.kick_fd)
-
-    def serve(self, head, readable, writable):
-        memory = self.device.memory
-        request = b"".join(memory.read(*piece) for piece in readable)
-        self.requests.append(request)
-        error, payload = self.answer(request)
-        reply = (
-            struct.pack("<IiQ", 16 + len(payload), error, struct.unpack_from("<Q", request, 8)[0]) + payload
-        )
-        start = 0
-        for address, length in writable:
-            memory.write(address, reply[start : start + length])
-            start += length
-        self.device.push(head, min(len(reply), start))
-
-    def end(self):
-        os.write(self.wake, b"x")
-        self.join()
-        os.close(self.stop)
-        os.close(self.wake)
-
-
-@pytest.fixture
-def answering(eventfds):
-    threads = []
-
-    def begin(answer, size=16, event_idx=True, indirect=8):
-        queue, device = make(size, event_idx, indirect, *eventfds)
-        threads.append(Answering(device, answer))
-        return queue, threads[0]
-
-    yield begin
-    for thread in threads:
-        thread.end()
-
-
-def request(body=b"\0" * 16):
-    return struct.pack("<IIQQIIIHH", 40 + len(body), 3, 0, 1, 0, 0, 0, 0, 0) + body
-
-
-@pytest.mark.parametrize("event_idx", [False, True])
-@pytest.mark.parametrize("polled", [False, True])
-@pytest.mark.parametrize("depth", [1, 5])
-def test_a_load_sends_every_request_and_checks_every_reply(answering, event_idx, polled, depth):
-    queue, device = answering(lambda r: (0, b"x" * 104), event_idx=event_idx)
-    load = Load(queue, [(request(), [40, 16], [16, 104], 120)], depth, DATA)
-    elapsed, latencies = load.run(200, polled, record=True)
-    assert len(device.requests) == 200
-    uniques = [struct.unpack_from("<Q", r, 8)[0] for r in device.requests]
-    assert len(set(uniques)) == 200
-    assert all(0 < n <= elapsed for n in latencies)
-    assert load.reply()[16:] == b"x" * 104
-    load.run(50, polled)
-    assert len(device.requests) == 250
-
-
-def test_a_load_takes_turns_and_varies_a_field(answering):
-    queue, device = answering(lambda r: (0, r[40:48]))
-    bodies = [(i).to_bytes(8, "little") + b"%08d" % i for i in range(3)]
-    load = Load(queue, [(request(body), [40, 16], [16, 8], 24) for body in bodies], 2, DATA)
-    load.run(9)
-    assert [r[40:] for r in device.requests] == bodies * 3
-    load.vary(40, 1000, 10, 4)
-    load.run(9)
-    assert [struct.unpack_from("<Q", r, 40)[0] for r in device.requests[9:]] == [
-        1000 + 10 * (i % 4) for i in range(9)
-    ]
-
-
-def test_a_load_may_hold_requests_without_a_reply(answering):
-    queue, device = answering(lambda r: (0, b""))
-    load = Load(queue, [(request(), [56], [], 0), (request(), [56], [16], 16)], 3, DATA)
-    load.run(30)
-    assert len(device.requests) == 30
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (lambda r: (-5, b""), "error -5"),
-        (lambda r: (0, b"short"), "used length 21"),
-    ],
-)
-def test_a_load_stops_at_a_reply_that_is_wrong(answering, answer, message):
-    queue, _ = answering(answer)
-    load = Load(queue, [(request(), [40, 16], [16, 104], 120)], 1, DATA)
-    with pytest.raises(DriverError, match=message):
-        load.run(10)
-
-
-def test_a_load_gives_up_on_a_silent_device(eventfds):
-    queue, _ = make(8, True, 8, *eventfds)
-    load = Load(queue, [(request(), [40, 16], [16, 104], 120)], 1, DATA)
-    with pytest.raises(DriverError, match="no reply"):
-        load.run(1, polled=True, timeout=0.05)
-
-
-@pytest.mark.parametrize(
-    ("readable", "writable"),
-    [([40], [16]), ([56, 1], [16]), ([20, 36], [16]), ([40, 16], [8, 112]), ([], [16]), ([40, 16, 0], [16])],
-)
-def test_a_load_of_impossible_pieces_is_refused(readable, writable):
-    queue, _ = make()
-    with pytest.raises(ValueError, match="piece"):
-        Load(queue, [(request(), readable, writable, -1)], 1, DATA)
-
-
-def test_a_load_outside_memory_is_refused():
-    queue, _ = make()
-    requests = [(request(), [40, 16], [16, 104], 120)]
-    for address in (BASE + MEMORY, DATA + 1):
-        with pytest.raises(ValueError, match=r"outside|fit"):
-            Load(queue, requests, 1, address)
-    with pytest.raises(ValueError, match="depth"):
-        Load(queue, requests, 9, DATA)

@@ -56,6 +56,7 @@ def main(options: argparse.Namespace) -> int:
     from virtiofs.client.check.subject import Subject
     from virtiofs.vhostuser.frontend import FrontEndError
     from virtiofs.vhostuser.transport import TransportError
+    from virtiofs.vm.kernel import cache_directory
 
     unknown = [name for name in options.group if name not in run.GROUPS]
     if unknown:
@@ -70,8 +71,9 @@ def main(options: argparse.Namespace) -> int:
     except ValueError as error:
         return _misuse(f"--peer {error}")
     if options.installed:
-        found, missing = peers.find()
-        daemons = [*found, *daemons]
+        found, missing = peers.find(cache_directory())
+        # The same daemon with other words is the same device.
+        daemons = [*(peer for peer in found if not peer.name.endswith("-pool")), *daemons]
         for line in missing:
             print(line, file=sys.stderr)
     subjects: list[tuple[str, dict[str, Any]]] = [

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same work against several daemons in one run: operations per second, latency, processor time, memory.
+"""The same work against several daemons in one run: speed, latency, and what it costs the daemon.
 
-What keeps it honest: every daemon gets the same requests through the same rings from the same loop, compiled
-and without the interpreter; runs are interleaved (all daemons in turn, then again) so that a slow minute of
-the machine hits all of them; medians of the repeats are reported with their spread; each workload's reply is
-compared with the host's file once before it is timed and the last one afterwards; every reply's length,
-number and error is checked while timing.
+What keeps it honest: every daemon gets the same requests through the same rings from the same loop, compiled and
+without the interpreter (`workloads.py` has the work, virtqueue/load.py the loop); the repeats of a workload are
+interleaved (all daemons in turn, then again in the opposite order) so that a slow moment of the machine hits all of
+them; medians of the repeats are reported with their spread; every reply's length, number and error is checked while
+timing, and after each timed run the last data of every lane are compared with the host's files.
 
 The table `MODES` has the ways to run.  *interrupt*: the driver sleeps until the device writes its eventfd, as a
 guest does.  *polled*: the driver watches the used ring.  *one processor*: as interrupt, with the driver on the
@@ -15,55 +15,28 @@ everything else together, so this shows best what the daemon itself costs.
 
 from __future__ import annotations
 
-import errno
-import itertools
+import contextlib
 import os
-import platform
-import random
-import statistics
+import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from virtiofs.client import bare, scaling
 from virtiofs.client.arena import PAGE
-from virtiofs.client.peers import Peer, RunningPeer, StartUp
-from virtiofs.client.session import Session
-from virtiofs.fuse.abi import BY_NAME, FUSE_ATTR_OUT, FUSE_ENTRY_OUT, FUSE_IN_HEADER, FUSE_OUT_HEADER
-from virtiofs.virtqueue.driver import Load
+from virtiofs.client.counting import SystemCalls
+from virtiofs.client.figures import MIB, Measurement, machine, summary
+from virtiofs.client.figures import row as row_of
+from virtiofs.client.peers import MEMORY, QUEUE_SIZE, Peer, RunningPeer, StartUp
+from virtiofs.client.script import Replies
+from virtiofs.client.session import ReplyError
+from virtiofs.client.workloads import WORKLOADS, Unavailable, Workload, file_system
+from virtiofs.virtqueue.driver import DriverError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from virtiofs.virtqueue.driver import Prepared
-
-QUEUE_SIZE = 1024
-MEMORY = 96 << 20
-FILES = 64  # names that LOOKUP goes through
-FILE_SIZE = 64 << 20  # what READ goes through; in the page cache
-MIB = 1 << 20
-STRIDE = 17  # small reads go through the file in steps of so many blocks: no two in a row are neighbours
-US = 1e6
-
-
-class Work(NamedTuple):
-    """A workload made ready for one daemon."""
-
-    requests: list[Prepared]
-    verify: Callable[
-        [int, int, bytes], bool
-    ]  # (request's number in the run, of the list, reply): is it right
-    finish: Callable[[int], None]  # after this many requests: give back what they took
-    vary: tuple[int, int, int, int] | None = None  # for `Load.vary`
-
-
-class Workload(NamedTuple):
-    """One kind of work: `requests` per operation, `data` bytes moved by one, `prepare(session,
-    directory)`."""
-
-    name: str
-    prepare: Callable[[Session, Path], Work]
-    requests: int = 1
-    data: int = 0
+WARM_NS = 20_000_000  # a workload is warm once a run took that long
+STALLED = 10.0  # seconds without any reply after which a daemon has failed
 
 
 class Mode(NamedTuple):
@@ -77,259 +50,251 @@ class Mode(NamedTuple):
 MODES = (Mode("interrupt"), Mode("polled", polled=True), Mode("one processor", shared=True))
 
 
-class Measurement(NamedTuple):
-    """One timed run."""
-
-    operations: int
-    seconds: float
-    p50: float  # seconds, of one request
-    p99: float
-    cpu: float  # seconds of the daemon per operation
-    kicks: float  # per operation
-    wakes: float  # of the driver, per operation
-
-
-def _message(
-    name: str, nodeid: int, *, body: bytes = b"", room: int | None = None, pages: int = 0, **fields: int
-) -> Prepared:
-    """A prepared request with the pieces Linux would give it: `pages` of data in the reply, a page each."""
-    operation = BY_NAME[name]
-    body = (operation.args.pack(**fields) if operation.args else b"") + body
-    header = FUSE_IN_HEADER.pack(
-        len=FUSE_IN_HEADER.size + len(body), opcode=operation.opcode, nodeid=nodeid, pid=1
-    )
-    out = FUSE_OUT_HEADER.size
-    if name == "forget":
-        return header + body, [len(header) + len(body)], [], 0
-    readable = [len(header), len(body)] if body else [len(header)]
-    if pages:
-        return header + body, readable, [out] + [PAGE] * pages, out + PAGE * pages
-    payload = operation.reply.size if operation.reply else 0
-    return header + body, readable, [out, payload] if payload else [out], out + payload
-
-
-def _nothing(_count: int) -> None:
-    pass
-
-
-def _getattr(session: Session, directory: Path) -> Work:
-    host = (directory / "names" / "file-0").stat()
-    parent = session.lookup(1, "names").nodeid
-    node = session.lookup(parent, "file-0").nodeid
-
-    def verify(_number: int, _index: int, reply: bytes) -> bool:
-        attr = FUSE_ATTR_OUT.unpack(reply, FUSE_OUT_HEADER.size).attr
-        return (attr.ino, attr.size) == (host.st_ino, host.st_size)
-
-    return Work([_message("getattr", node)], verify, _nothing)
-
-
-def _names(session: Session, directory: Path) -> tuple[list[tuple[bytes, os.stat_result, int]], int]:
-    """The files that LOOKUP goes through, held by one lookup each: name, host's status, node; and their
-    parent."""
-    parent = session.lookup(1, "names").nodeid
-    names = [f"file-{i}".encode() for i in range(FILES)]
-    hosts = [(directory / "names" / os.fsdecode(name)).stat() for name in names]
-    nodes = [session.lookup(parent, name).nodeid for name in names]
-    return list(zip(names, hosts, nodes, strict=True)), parent
-
-
-def _lookup(session: Session, directory: Path) -> Work:
-    files, parent = _names(session, directory)
-
-    def verify(_number: int, index: int, reply: bytes) -> bool:
-        entry = FUSE_ENTRY_OUT.unpack(reply, FUSE_OUT_HEADER.size)
-        _, host, node = files[index]
-        return (entry.nodeid, entry.attr.ino) == (node, host.st_ino)
-
-    def finish(count: int) -> None:
-        for i, (_, _, node) in enumerate(files):
-            session.forget(node, (count + FILES - 1 - i) // FILES)
-
-    return Work([_message("lookup", parent, body=name + b"\0") for name, _, _ in files], verify, finish)
-
-
-def _lookup_forget(session: Session, directory: Path) -> Work:
-    files, parent = _names(session, directory)
-    requests = []
-    for name, _, node in files:
-        requests += [_message("lookup", parent, body=name + b"\0"), _message("forget", node, nlookup=1)]
-
-    def verify(_number: int, index: int, reply: bytes) -> bool:
-        return (
-            index % 2 == 1
-            or FUSE_ENTRY_OUT.unpack(reply, FUSE_OUT_HEADER.size).nodeid == files[index // 2][2]
-        )
-
-    return Work(requests, verify, _nothing)
-
-
-def _read(size: int) -> Callable[[Session, Path], Work]:
-    def prepare(session: Session, directory: Path) -> Work:
-        node = session.lookup(1, "data").nodeid
-        try:
-            handle = session.open(node, os.O_RDONLY).fh
-        except OSError as error:
-            if error.errno != errno.ENOSYS:  # ENOSYS: this device wants no OPEN, reads go without a handle
-                raise
-            handle = 0
-        request = _message("read", node, pages=size // PAGE, fh=handle, size=size)
-        step = size if size >= MIB else size * STRIDE
-        blocks = FILE_SIZE // step
-
-        def verify(number: int, _index: int, reply: bytes) -> bool:
-            with (directory / "data").open("rb") as file:
-                file.seek(step * (number % blocks))
-                return reply[FUSE_OUT_HEADER.size :] == file.read(size)
-
-        offset = FUSE_IN_HEADER.size + 8  # of fuse_read_in's field, in the message
-        return Work([request], verify, _nothing, (offset, 0, step, blocks))
-
-    return prepare
-
-
-WORKLOADS = (
-    Workload("GETATTR", _getattr),
-    Workload("LOOKUP", _lookup),
-    Workload("LOOKUP + FORGET", _lookup_forget, requests=2),
-    Workload("READ 4 KiB", _read(4096), data=4096),
-    Workload("READ 1 MiB", _read(MIB), data=MIB),
-)
-
-
-def make_share(directory: Path) -> None:
-    """The files the workloads use."""
-    generator = random.Random(26)
-    (directory / "names").mkdir()
-    for i in range(FILES):
-        (directory / "names" / f"file-{i}").write_bytes(generator.randbytes(100 + i))
-    with (directory / "data").open("wb") as file:
-        for _ in range(FILE_SIZE // MIB):
-            file.write(generator.randbytes(MIB))
-    directory.chmod(0o755)
-
-
 class WrongData(Exception):
     """A daemon answered with other data than the file holds: its numbers mean nothing."""
 
 
 class Bench:
-    """One workload on one daemon, ready to be timed again and again."""
+    """One workload on one daemon, ready to be timed again and again; `close` it in the end.
 
-    def __init__(self, peer: RunningPeer, workload: Workload, directory: Path, depth: int):
+    Raises `Unavailable` for work that this daemon has no need of, `WrongData`, `DriverError`, `OSError`.
+    """
+
+    def __init__(self, peer: RunningPeer, workload: Workload, directory: Path, depth: int | None = None):
         self.peer = peer
         self.workload = workload
-        self.work = workload.prepare(peer.session, directory)
-        self.load = self._load(1)
-        self._run(len(self.work.requests), False)
-        for index in range(len(self.work.requests)):
-            self._verify(index, index)
-        if depth > 1:
-            self.load = self._load(depth)
+        self.depth = depth or workload.depth
+        self.calls: dict[str, float] = {}  # system calls per operation, by mode
+        self._next = 0
+        self._rounds: dict[str, int] = {}  # that fit a run, by mode
+        self.script = workload.prepare(peer.session, directory)
+        length = self.script.memory_needed(self.depth)
+        self._memory = peer.device.arena.take(length, PAGE), length
+        self._queue = peer.device.queues[peer.session.queue]
+        self.load = self.script.load(self._queue.ring, self.depth, self._memory[0])
+        self.run(self.depth, False)
 
-    def _load(self, depth: int) -> Load:
-        length = Load.memory_needed(self.work.requests, depth)
-        address = self.peer.device.arena.take(length, PAGE)
-        ring = self.peer.device.queues[self.peer.session.queue].ring
-        load = Load(ring, self.work.requests, depth, address)
-        if self.work.vary:
-            load.vary(*self.work.vary)
-        return load
+    def close(self) -> None:
+        """Give back nodes, handles and memory."""
+        self.script.close()
+        self.peer.device.arena.give(*self._memory)
 
-    def _verify(self, number: int, index: int) -> None:
-        if not self.work.verify(number, index, self.load.reply(0, index)):
-            raise WrongData(f"{self.peer.peer.name}: {self.workload.name} returned wrong data")
+    def run(self, rounds: int, polled: bool) -> int:
+        """Run and verify: ns."""
+        first, self._next = self._next, self._next + rounds
+        self.script.before()
+        self._drain()
+        elapsed = self.load.run(rounds, polled, STALLED, first)
+        for lane in range(min(self.depth, rounds)):
+            if not self.script.verify(Replies(self.load, lane)):
+                raise WrongData(
+                    f"{self.peer.peer.name}: {self.workload.name}: what came back, or lies on the host, is wrong"
+                )
+        self.script.after(first, rounds)
+        return elapsed
 
-    def _run(self, count: int, polled: bool, record: bool = False) -> tuple[int, memoryview | None]:
-        result = self.load.run(count, polled, record=record)
-        self.work.finish(count)
-        return result
+    def _drain(self) -> int:
+        """How often the device wrote its eventfd since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            return os.eventfd_read(self._queue.call_fd)
+        return 0
 
-    def measure(self, seconds: float, polled: bool) -> Measurement:
+    def _fit(self, rounds: int) -> int:
+        rounds = max(rounds, self.depth)
+        return min(rounds, self.script.most) if self.script.most else rounds
+
+    def warm(self, mode: Mode, seconds: float, count_calls: bool) -> None:
+        """Find out how many rounds fit `seconds`, and count system calls meanwhile."""
+        rounds = self._fit(1)
+        elapsed = self.run(rounds, mode.polled)
+        while elapsed < WARM_NS and rounds < self._fit(2 * rounds):
+            rounds = self._fit(2 * rounds)
+            elapsed = self.run(rounds, mode.polled)
+        self._rounds[mode.name] = self._fit(int(rounds * seconds * 1e9 / elapsed))
+        if count_calls:
+            try:
+                counter = SystemCalls(self.peer.processes())
+            except OSError:  # the kernel does not count for us: the report leaves the column out
+                return
+            with counter:
+                self.run(rounds, mode.polled)
+            self.calls[mode.name] = counter.count / (rounds * self.script.operations)
+
+    def measure(self, seconds: float, mode: Mode, count_calls: bool = False) -> Measurement:
         """Time about `seconds` of work.  Raises `WrongData`, `DriverError`."""
-        each = len(self.work.requests)
-        count = each
-        elapsed, _ = self._run(count, polled)
-        while elapsed < 0.02e9:  # warm, and find out how many fit
-            count *= 2
-            elapsed, _ = self._run(count, polled)
-        count = max(int(count * seconds * 1e9 / elapsed) // each, 1) * each
+        if mode.name not in self._rounds:
+            self.warm(mode, seconds, count_calls)
+        rounds = self._rounds[mode.name]
         kicks, wakes, cpu = self.load.kicks, self.load.wakes, self.peer.cpu_seconds()
-        elapsed, latencies = self._run(count, polled, record=True)
+        elapsed = self.run(rounds, mode.polled)
         cpu = self.peer.cpu_seconds() - cpu
-        assert latencies is not None
-        if self.load.depth == 1:  # at a larger depth the last request's place is not known
-            self._verify(count - 1, (count - 1) % each)
-        ordered = sorted(latencies[:: self.workload.requests])
-        operations = count // self.workload.requests
+        beside = self.script.beside is not None
+        operations = rounds * self.script.operations
         return Measurement(
             operations,
             elapsed / 1e9,
-            ordered[len(ordered) // 2] / 1e9,
-            ordered[min(len(ordered) * 99 // 100, len(ordered) - 1)] / 1e9,
+            self.load.latency(0.5, beside) / 1e9,
+            self.load.latency(0.99, beside) / 1e9,
             cpu / operations,
             (self.load.kicks - kicks) / operations,
             (self.load.wakes - wakes) / operations,
+            self._drain() / operations,
+            rounds * self.script.data,
         )
 
 
-def measure_all(
-    peers: list[Peer],
-    directory: Path,
-    seconds: float = 1.0,
-    repeats: int = 5,
-    depth: int = 1,
-    pin: bool = True,
-    workloads: tuple[Workload, ...] = WORKLOADS,
-    modes: tuple[Mode, ...] = MODES,
-    progress: Callable[[str], None] = lambda _text: None,
-) -> dict[str, Any]:
-    """Compare daemons on a directory made by `make_share`; all results, as what `--json` writes.
+class Plan(NamedTuple):
+    """How much is measured.  `seconds`: of each timed run; `repeats`: of each workload; `depth`: requests in
+    flight instead of each workload's own; `pin`: the driver on one processor, the daemons on another."""
 
-    `seconds`: of each timed run.  `repeats`: of the whole round.  `depth`: requests in flight.  `pin`: the driver
-    on one processor and the daemons on another (where there are two).
-    Raises `PeerError`, `WrongData`, `DriverError`.
-    """
-    available = sorted(os.sched_getaffinity(0))
-    pin = pin and len(available) >= 2
-    driver_cpu, daemon_cpu = (available[0], available[-1]) if pin else (None, None)
-    starts = _start_ups(peers, directory, max(repeats, 3))
-    progress("start-up times taken")
-    running: list[RunningPeer] = []
-    runs: dict[tuple[str, str, str], list[Measurement]] = {}
-    try:
-        for peer in peers:
-            cpus = {daemon_cpu} if daemon_cpu is not None else None
-            running.append(RunningPeer(peer, directory, cpus, QUEUE_SIZE, MEMORY))
-        idle = [one.private_bytes() for one in running]
-        work = [(kind, [Bench(one, kind, directory, depth) for one in running]) for kind in workloads]
-        for repeat in range(repeats):
-            for (kind, benches), mode in itertools.product(work, modes):
-                if driver_cpu is not None and daemon_cpu is not None:
-                    os.sched_setaffinity(0, {daemon_cpu if mode.shared else driver_cpu})
-                elif mode.shared:
+    seconds: float = 0.3
+    repeats: int = 5
+    depth: int | None = None
+    pin: bool = True
+    workloads: Sequence[Workload] = WORKLOADS
+    modes: Sequence[Mode] = MODES
+    queues: Sequence[int] = ()
+    inodes: Sequence[int] = ()
+
+
+Progress = Callable[[float, str], None]  # share done (0 to 1), of what
+
+
+class _Run:
+    """The state of `measure_all`: daemons that run, and what was found."""
+
+    def __init__(self, peers: Sequence[Peer], directory: Path, plan: Plan, progress: Progress):
+        self.peers, self.directory, self.plan, self.progress = peers, directory, plan, progress
+        self.available = sorted(os.sched_getaffinity(0))
+        pinned = plan.pin and len(self.available) >= 2
+        self.driver_cpu = self.available[0] if pinned else None
+        self.daemon_cpu = self.available[-1] if pinned else None
+        self.running: dict[str, RunningPeer] = {}
+        self.results: list[dict[str, Any]] = []
+        self.absent: list[dict[str, Any]] = []
+
+    def start(self, peer: Peer) -> None:
+        cpus = {self.daemon_cpu} if self.daemon_cpu is not None else None
+        self.running[peer.name] = RunningPeer(peer, self.directory, cpus, QUEUE_SIZE, MEMORY)
+
+    def close(self) -> None:
+        os.sched_setaffinity(0, self.available)
+        for one in self.running.values():
+            one.close()
+
+    def place_driver(self, shared: bool) -> bool:
+        """Put the driver where a mode wants it; False where that cannot be."""
+        if self.driver_cpu is not None and self.daemon_cpu is not None:
+            os.sched_setaffinity(0, {self.daemon_cpu if shared else self.driver_cpu})
+        return self.driver_cpu is not None or not shared
+
+    def missing(self, workload: str, peer: str, reason: str, failed: bool) -> None:
+        self.absent.append({"workload": workload, "peer": peer, "reason": reason, "failed": failed})
+
+    def workload(self, workload: Workload, share: Callable[[int], float]) -> None:
+        """All peers and modes of one workload; a daemon that fails is started again for the next."""
+        benches: list[Bench] = []
+        runs: dict[tuple[str, str], list[Measurement]] = {}
+        plan = self.plan
+
+        def guard(peer: str, work: Callable[[], Any]) -> Any:
+            try:
+                return work()
+            except Unavailable as reason:
+                self.missing(workload.name, peer, str(reason), False)
+            except (WrongData, DriverError, ReplyError, OSError, MemoryError) as error:
+                self.missing(workload.name, peer, str(error), True)
+                self.running[peer].close()
+                self.start(self.running[peer].peer)
+            return None
+
+        for peer in self.peers:
+            made = guard(
+                peer.name, partial(Bench, self.running[peer.name], workload, self.directory, plan.depth)
+            )
+            if made is not None:
+                benches.append(made)
+        modes = [mode for mode in plan.modes if mode.name in workload.modes]
+        for repeat in range(plan.repeats):
+            for mode in modes:
+                if not self.place_driver(mode.shared):
                     continue
                 # Every other repeat in the opposite order: nobody always runs in another's wake.
-                for bench in benches if repeat % 2 == 0 else reversed(benches):
-                    key = (kind.name, mode.name, bench.peer.peer.name)
-                    runs.setdefault(key, []).append(bench.measure(seconds, mode.polled))
-            progress(f"repeat {repeat + 1} of {repeats} done")
-        busy = [one.private_bytes() for one in running]
+                for bench in benches[:: 1 if repeat % 2 == 0 else -1]:
+                    name = bench.peer.peer.name
+                    measured = guard(name, partial(bench.measure, plan.seconds, mode, True))
+                    if measured is None:
+                        benches.remove(bench)
+                        continue
+                    runs.setdefault((mode.name, name), []).append(measured)
+                if workload.bare and not mode.polled:
+                    measured = bare.measure(workload.bare, self.directory, plan.seconds)
+                    runs.setdefault((mode.name, bare.NAMES[workload.bare]), []).append(measured)
+            self.progress(share(repeat + 1), workload.name)
+        calls = {(mode, bench.peer.peer.name): n for bench in benches for mode, n in bench.calls.items()}
+        for bench in benches:
+            guard(bench.peer.peer.name, bench.close)
+        depth = plan.depth or workload.depth
+        for (mode_name, name), measured in runs.items():
+            row = {"workload": workload.name, "mode": mode_name, "peer": name, "depth": depth}
+            row["by"] = workload.by
+            row |= row_of(measured, workload.unit) | {"calls_per_operation": calls.get((mode_name, name))}
+            self.results.append(row)
+
+
+def measure_all(
+    peers: Sequence[Peer],
+    directory: Path,
+    plan: Plan = Plan(),  # noqa: B008
+    progress: Progress = lambda _share, _text: None,
+) -> dict[str, Any]:
+    """Compare daemons by files made in `directory`; all results, as what `--json` writes.
+
+    A daemon that breaks, or returns wrong data, in one workload stands in `absent` for it, as failed, and is started
+    again for the next.  Raises `PeerError` for one that does not start.
+    """
+    _raise_descriptor_limit()
+    run = _Run(peers, directory, plan, progress)
+    total = len(plan.workloads) + 0.5 + len(plan.queues) / 2 + len(plan.inodes)
+    try:
+        starts = _start_ups(peers, directory, plan.repeats)
+        progress(0.5 / total, "start-up times")
+        for peer in peers:
+            run.start(peer)
+        idle = {name: one.private_bytes() for name, one in run.running.items()}
+        for i, workload in enumerate(plan.workloads):
+            run.workload(
+                workload,
+                lambda repeat, i=i: (0.5 + i + repeat / plan.repeats) / total,  # type: ignore[misc]
+            )
+        busy = {name: one.private_bytes() for name, one in run.running.items()}
     finally:
-        os.sched_setaffinity(0, available)
-        for one in running:
-            one.close()
-    data = {kind.name: kind.data for kind in workloads}
+        run.close()
+    done = len(plan.workloads) + 0.5
+    queues = scaling.queues(
+        peers,
+        directory,
+        plan.queues,
+        plan.seconds,
+        plan.repeats,
+        lambda n: progress((done + n / 2) / total, "queues"),
+    )
+    done += len(plan.queues) / 2
+    inodes = scaling.inodes(
+        peers, directory, plan.inodes, lambda n, text: progress(min((done + n) / total, 1.0), text)
+    )
+    progress(1.0, "done")
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
+        "machine": machine() | {"file_system": file_system(directory)},
         "conditions": {
-            "seconds": seconds,
-            "repeats": repeats,
-            "depth": depth,
+            "seconds": plan.seconds,
+            "repeats": plan.repeats,
+            "depth": plan.depth,
             "queue_size": QUEUE_SIZE,
-            "driver_cpu": driver_cpu,
-            "daemon_cpu": daemon_cpu,
+            "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+            "driver_cpu": run.driver_cpu,
+            "daemon_cpu": run.daemon_cpu,
         },
         "peers": [
             {
@@ -338,66 +303,33 @@ def measure_all(
                 "command": list(peer.command),
                 "accepts_ms": summary([1e3 * start.connected for start in starts[peer.name]]),
                 "first_reply_ms": summary([1e3 * start.answered for start in starts[peer.name]]),
-                "private_mib_idle": idle_bytes / MIB,
-                "private_mib_after": busy_bytes / MIB,
+                "private_mib_idle": idle[peer.name] / MIB,
+                "private_mib_after": busy[peer.name] / MIB,
             }
-            for peer, idle_bytes, busy_bytes in zip(peers, idle, busy, strict=True)
+            for peer in peers
         ],
-        "results": [
-            {"workload": kind, "mode": mode, "peer": peer, **_result(measured, data[kind])}
-            for (kind, mode, peer), measured in runs.items()
-        ],
+        "results": run.results,
+        "absent": run.absent,
+        "queues": queues,
+        "inodes": inodes,
     }
 
 
-def _start_ups(peers: list[Peer], directory: Path, repeats: int) -> dict[str, list[StartUp]]:
-    """How long each daemon takes to start, measured in turn, on all processors."""
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as this machine lets its daemons have: some keep one for each inode."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    for limit in (most, hard):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(limit, hard)))
+            return
+
+
+def _start_ups(peers: Sequence[Peer], directory: Path, repeats: int) -> dict[str, list[StartUp]]:
+    """Start and stop each daemon a few times, in turn; no processor is reserved for anybody."""
     starts: dict[str, list[StartUp]] = {peer.name: [] for peer in peers}
     for _ in range(repeats):
         for peer in peers:
             with RunningPeer(peer, directory, None, QUEUE_SIZE, MEMORY) as running:
                 starts[peer.name].append(running.start_up)
     return starts
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """The median of repeats and their spread."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def _result(runs: list[Measurement], data: int) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "operations": sum(run.operations for run in runs),
-        "operations_per_second": summary([run.operations / run.seconds for run in runs]),
-        "p50_us": summary([run.p50 * US for run in runs]),
-        "p99_us": summary([run.p99 * US for run in runs]),
-        "cpu_us": summary([run.cpu * US for run in runs]),
-        "kicks_per_operation": statistics.median(run.kicks for run in runs),
-        "wakes_per_operation": statistics.median(run.wakes for run in runs),
-    }
-    if data:
-        result["mib_per_second"] = summary([run.operations / run.seconds * data / MIB for run in runs])
-    return result
-
-
-def machine() -> dict[str, Any]:
-    """What this was measured on."""
-    model = next(_fields("/proc/cpuinfo", "model name"), platform.processor() or platform.machine())
-    hypervisor = any("hypervisor" in flags.split() for flags in _fields("/proc/cpuinfo", "flags"))
-    return {
-        "processor": model,
-        "processors": os.cpu_count(),
-        "virtual": hypervisor,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
-
-
-def _fields(path: str, name: str) -> Iterator[str]:
-    try:
-        for line in Path(path).read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                yield value.strip()
-    except OSError:
-        return

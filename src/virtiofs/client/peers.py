@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -19,33 +20,57 @@ from virtiofs.client.device import Device
 from virtiofs.client.session import Session
 from virtiofs.vhostuser.transport import Connection, TransportError, connect
 
+QUEUE_SIZE = 1024
+MEMORY = 128 << 20  # of the guest
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 PROBE_SECONDS = 0.0002  # between two attempts to connect to a daemon that starts
 
-# Daemons that are looked for: name, where, what its --version says, and its command line.
-KNOWN = (
-    (
-        "virtiofsd-c",
-        ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"),
-        "QEMU",
-        "{program} --socket-path={socket} -o source={dir} -o sandbox=chroot -o cache=auto -o log_level=err",
-    ),
-    (
-        "virtiofsd-rust",
-        ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd"),
-        "virtiofsd 1.",
-        "{program} --socket-path={socket} --shared-dir={dir} --sandbox=chroot --cache=auto --log-level=error",
-    ),
-)
-
 
 class Peer(NamedTuple):
-    """A daemon to measure.  `command` holds {socket} and {dir}."""
+    """A daemon to measure.  `command` holds {socket} and {dir}; `queues` are the words that make it serve {queues}
+    request queues, none if it always has one."""
 
     name: str
     command: tuple[str, ...]
     version: str = ""
+    queues: tuple[str, ...] = ()
+
+
+class Known(NamedTuple):
+    """A daemon that is looked for: what its --version holds, where it may lie, and its words."""
+
+    name: str
+    sign: str
+    programs: tuple[str, ...]
+    command: str
+    settings: tuple[
+        tuple[str, str, str], ...
+    ]  # a peer each: added to the name, behind and ahead of the command
+
+
+KNOWN = (
+    Known(
+        "virtiofsd-c",
+        "QEMU",
+        ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"),
+        "--socket-path={socket} -o source={dir} -o sandbox=chroot -o cache=auto -o xattr -o log_level=err",
+        # With more threads than arenas, the allocator asks for the number of processors (sched_getaffinity), for which
+        # this daemon's own seccomp filter kills it; with a limit it does not ask.
+        (
+            ("", "--thread-pool-size=0", ""),
+            ("-pool", "--thread-pool-size=64", "/usr/bin/env MALLOC_ARENA_MAX=8"),
+        ),
+    ),
+    Known(
+        "virtiofsd-rust",
+        "virtiofsd 1.",
+        ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd"),
+        "--socket-path={socket} --shared-dir={dir} --sandbox=chroot --cache=auto --xattr --log-level=error",
+        (("", "--thread-pool-size=0", ""), ("-pool", "--thread-pool-size=4", "")),
+    ),
+)
+ROOT = "trixie"  # in the cache directory: where tools/trixie puts a Debian with the Rust daemon
 
 
 class StartUp(NamedTuple):
@@ -64,22 +89,40 @@ def ours() -> Peer:
     from virtiofs import __version__
 
     program = (sys.executable, "-m", "virtiofs", "serve", "{dir}", "--socket", "{socket}")
-    return Peer("virtiofs", program, f"virtiofs {__version__}")
+    return Peer("virtiofs", program, f"virtiofs {__version__}", ("--queues", "{queues}"))
 
 
-def find() -> tuple[list[Peer], list[str]]:
-    """Ours and the other daemons that are installed, and one line for each that was not found."""
+def find(cache: Path | None = None) -> tuple[list[Peer], list[str]]:
+    """Ours and the other daemons that are installed or in `cache`, and one line for each that was not found."""
     found, missing = [ours()], []
-    for name, programs, sign, command in KNOWN:
-        for program in programs:
-            version = _version(program)
-            if sign in version:
-                words = (word.replace("{program}", program) for word in shlex.split(command))
-                found.append(Peer(name, tuple(words), version.splitlines()[0]))
+    for known in KNOWN:
+        candidates: list[tuple[str, ...]] = [(program,) for program in known.programs]
+        if cache is not None:
+            candidates += [_through_loader(cache / ROOT, program) for program in known.programs]
+        for words in candidates:
+            version = _version(words)
+            if known.sign in version:
+                for suffix, behind, ahead in known.settings:
+                    command = (*shlex.split(ahead), *words, *shlex.split(known.command), *shlex.split(behind))
+                    found.append(Peer(known.name + suffix, command, version.splitlines()[0]))
                 break
         else:
-            missing.append(f"{name}: not found ({' or '.join(programs)})")
+            missing.append(
+                f"{known.name}: not found ({' or '.join(known.programs)}"
+                + (
+                    f", also not in {cache / ROOT}; `make testbed-trixie` puts the Rust daemon there)"
+                    if cache
+                    else ")"
+                )
+            )
     return found, missing
+
+
+def _through_loader(root: Path, program: str) -> tuple[str, ...]:
+    """The words that run a program of another root file system with that one's libraries."""
+    libraries = f"{root}/usr/lib/{platform.machine()}-linux-gnu"
+    loader = next(iter(sorted(root.glob("lib64/ld-linux-*.so.*"))), root / "lib64" / "ld-linux.so")
+    return str(loader), "--library-path", libraries, f"{root}{program}"
 
 
 def parse(text: str) -> Peer:
@@ -88,15 +131,15 @@ def parse(text: str) -> Peer:
     words = tuple(shlex.split(command))
     if not name or not words or not all(any(f in word for word in words) for f in ("{socket}", "{dir}")):
         raise ValueError(f"{text!r}: give NAME=COMMAND with {{socket}} and {{dir}} in the command")
-    version = _version(words[0])
+    version = _version(words[:1])
     return Peer(name, words, version.splitlines()[0] if version else "")
 
 
-def _version(program: str) -> str:
-    if shutil.which(program) is None:
+def _version(words: tuple[str, ...]) -> str:
+    if not all(os.path.exists(word) for word in words if word.startswith("/")) or not shutil.which(words[0]):
         return ""
     try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run([*words, "--version"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
     return (done.stdout or done.stderr).strip()
@@ -105,16 +148,28 @@ def _version(program: str) -> str:
 class RunningPeer:
     """A started daemon and the connection to it; a context manager that stops both.
 
-    `cpus`: the processors the daemon may use.  Raises `PeerError`.
+    `cpus`: the processors the daemon may use.  `queues`: request queues to use; more than one only where the peer
+    has words for it.  Raises `PeerError`.
     """
 
-    def __init__(self, peer: Peer, directory: Path, cpus: set[int] | None, queue_size: int, memory: int):
+    def __init__(
+        self,
+        peer: Peer,
+        directory: Path,
+        cpus: set[int] | None = None,
+        queue_size: int = QUEUE_SIZE,
+        memory: int = MEMORY,
+        queues: int = 1,
+    ):
         self.peer = peer
         self._place = tempfile.TemporaryDirectory(prefix="virtiofs-bench-")
         place = Path(self._place.name)
         socket = str(place / "socket")
         self._log = place / "log"
-        words = [word.replace("{socket}", socket).replace("{dir}", str(directory)) for word in peer.command]
+        places = {"{socket}": socket, "{dir}": str(directory), "{queues}": str(queues)}
+        words = list(peer.command) + (list(peer.queues) if queues > 1 else [])
+        for place_of, value in places.items():
+            words = [word.replace(place_of, value) for word in words]
         before = os.sched_getaffinity(0)
         try:
             with self._log.open("wb") as log:
@@ -129,7 +184,7 @@ class RunningPeer:
                     os.sched_setaffinity(0, before)
             connection = self._connect(socket, begin)
             connected = time.monotonic() - begin
-            self.device = Device(connection, queue_size=queue_size, memory=memory)
+            self.device = Device(connection, queues, queue_size, memory, timeout=30.0)
             self.session = Session(self.device)
             self.session.getattr(1)
             self.start_up = StartUp(connected, time.monotonic() - begin)
@@ -182,6 +237,10 @@ class RunningPeer:
             with contextlib.suppress(OSError):
                 total += time.clock_gettime(_cpu_clock(pid))
         return total
+
+    def descriptors(self) -> int:
+        """Open descriptors of all its processes."""
+        return sum(len(_entries(f"/proc/{pid}/fd")) for pid in self.processes())
 
     def private_bytes(self) -> int:
         """Memory that is the daemon's alone: private pages, clean and dirty, of all its processes."""

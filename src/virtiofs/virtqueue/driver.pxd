@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from virtiofs.virtqueue.memory cimport GuestMemory
 from virtiofs.virtqueue.split cimport virtq_desc
 
@@ -29,6 +29,8 @@ cdef extern from *:
     #endif
     """
     void spin_hint "vfs_spin_hint"() noexcept nogil
+
+cdef uint64_t now() noexcept nogil
 
 # A piece of a chain: guest address and length.
 cdef struct Piece:
@@ -76,41 +78,3 @@ cdef class DriverQueue:
     cdef bint arm(self) noexcept nogil
     cdef void disarm(self) noexcept nogil
     cdef int sleep(self, int milliseconds) noexcept nogil
-
-# One prepared request of a load; offsets are relative to a slot's memory.
-cdef struct Template:
-    uint32_t first         # of its pieces in the load's array
-    uint32_t readable      # pieces
-    uint32_t writable
-    uint64_t header        # offset of the in header
-    uint64_t reply         # offset of the out header
-    int64_t expected       # used length, or -1 for any
-
-cdef class Load:
-    cdef readonly DriverQueue queue
-    cdef readonly uint32_t depth
-    cdef readonly uint64_t slot_size
-    cdef uint64_t address
-    cdef uint8_t* host
-    cdef uint32_t template_count
-    cdef Template* templates
-    cdef Piece* pieces
-    cdef Piece* placed
-    cdef uint32_t* slots          # free slots, a stack
-    cdef uint32_t* owners         # head -> slot
-    cdef uint64_t* numbers        # slot -> which request
-    cdef uint64_t* starts         # slot -> when it was placed, ns
-    cdef uint64_t unique
-    cdef uint64_t vary_offset
-    cdef uint64_t vary_start
-    cdef uint64_t vary_step
-    cdef uint64_t vary_count
-    cdef readonly uint64_t kicks
-    cdef readonly uint64_t wakes
-    cdef uint32_t bad_length
-    cdef int32_t bad_error
-    cdef uint64_t bad_number
-
-    cdef int64_t start(self, uint32_t slot, uint64_t number) noexcept nogil
-    cdef int check(self, uint32_t slot, uint64_t number) noexcept nogil
-    cdef int loop(self, uint64_t count, bint polled, uint64_t timeout, uint64_t* latencies) noexcept nogil

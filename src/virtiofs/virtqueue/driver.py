@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver end of a split virtqueue (virtio 1.3, section 2.7), and a loop that loads one with requests.
+"""The driver end of a split virtqueue (virtio 1.3, section 2.7).
 
 `DriverQueue` lays the rings out in guest memory, places chains of any layout, and takes what the device used.
 It keeps its own account of every chain and believes the device nothing: what comes back must be in flight and
-no longer than the room that was given. `Load` repeats prepared requests at a given depth without the
-interpreter, for benchmarks and for tests that need many requests.
+no longer than the room that was given.  `load.py` drives one with many requests.
 
 Memory at the queue's base address: descriptor table, available ring, used ring, then one indirect table per
 descriptor, so that a chain's table needs no allocator.
@@ -12,9 +11,9 @@ descriptor, so that a chain's table needs no allocator.
 
 import cython
 from cython.cimports.libc.errno import EINTR, errno
-from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.libc.string import memcpy, memset
+from cython.cimports.libc.string import memset
 from cython.cimports.posix.time import CLOCK_MONOTONIC, clock_gettime, timespec
 from cython.cimports.posix.unistd import close, write
 from cython.cimports.virtiofs.virtqueue.atomics import (
@@ -35,9 +34,6 @@ from cython.cimports.virtiofs.virtqueue.split import (
     virtq_used_elem,
 )
 
-PAGE = 4096
-MAX_PIECE = 0xFFFFFFFF
-
 
 class DriverError(Exception):
     """The device broke the rules of the ring."""
@@ -47,13 +43,13 @@ class QueueFull(Exception):
     """There is no room for the chain until the device has used others."""
 
 
-# What `take` and `Load.loop` return below zero, and what it means.
+# What `take` and the loop of a load (load.py) return below zero, and what it means.
 REASONS = {
     -1: "the device used more chains than are in flight",
     -2: "the device used a chain that is not in flight",
     -3: "the device says it wrote more bytes than the chain has room for",
     -4: "a reply's length differs from the used length, or is not the expected one",
-    -5: "a reply carries an error",
+    -5: "a reply carries an error, or not the expected one",
     -6: "a reply carries another request's number",
     -7: "no reply came in time",
     -8: "the queue has no room for the load's depth",
@@ -62,12 +58,6 @@ REASONS = {
 TOO_MANY_USED = cython.declare(cython.int, -1)
 NOT_IN_FLIGHT = cython.declare(cython.int, -2)
 TOO_MUCH_WRITTEN = cython.declare(cython.int, -3)
-WRONG_LENGTH = cython.declare(cython.int, -4)
-ERROR_REPLY = cython.declare(cython.int, -5)
-WRONG_UNIQUE = cython.declare(cython.int, -6)
-TIMED_OUT = cython.declare(cython.int, -7)
-NO_ROOM = cython.declare(cython.int, -8)
-NO_KICK = cython.declare(cython.int, -9)
 
 
 def _up(value: int, align: int) -> int:
@@ -345,9 +335,8 @@ class DriverQueue:
     def sleep(self, milliseconds: cython.int) -> cython.int:
         """Wait for a call: 1, or 0 when the time is over."""
         event: epoll_event
-        if epoll_wait(self.epoll_fd, cython.address(event), 1, milliseconds) < 0:
-            return errno == EINTR
-        return 1
+        found: cython.int = epoll_wait(self.epoll_fd, cython.address(event), 1, milliseconds)
+        return found if found >= 0 else errno == EINTR
 
     def poll(self) -> tuple | None:
         """The next used chain as `(head, used length)`, or None.  Raises `DriverError`."""
@@ -377,310 +366,3 @@ class DriverQueue:
             milliseconds: cython.int = cython.cast(cython.int, min(left // 1000000 + 1, 1000000))
             with cython.nogil:
                 self.sleep(milliseconds)
-
-
-@cython.cclass
-class Load:
-    """Requests that are repeated: `depth` in flight at a time, each checked when it comes back.
-
-    `requests`: tuples `(request, readable, writable, expected)`: the request's bytes (in header first), the
-    lengths of its readable and writable pieces, and the used length its reply must have (-1: any; the reply
-    must carry no error).  Request i of a run is `requests[i % len(requests)]`.  A request without writable
-    pieces has no reply to check.
-    `address`: guest memory for the pieces, `Load.memory_needed(requests, depth)` bytes from a multiple of
-    4096 on; pieces of a page or more start on a page.
-    Raises `ValueError` for requests that do not fit.  Nothing else may be in flight during a run.
-    """
-
-    def __cinit__(self, queue: DriverQueue, requests: list, depth: int, address: int):
-        total: uint64_t = Load.memory_needed(requests, depth)
-        if address % PAGE or depth < 1 or depth > queue.size:
-            raise ValueError(f"depth {depth} or address {address:#x} does not fit the queue of {queue.size}")
-        self.host = translate(cython.address(queue.memory.map), address, total)
-        if self.host == cython.NULL:
-            raise ValueError(f"{total} bytes at {address:#x} are outside guest memory")
-        count: int = sum(len(readable) + len(writable) for _, readable, writable, _ in requests)
-        longest: int = max(len(readable) + len(writable) for _, readable, writable, _ in requests)
-        self.queue = queue
-        self.depth = depth
-        self.address = address
-        self.slot_size = total // depth
-        self.template_count = len(requests)
-        self.templates = cython.cast(cython.pointer(Template), calloc(len(requests), cython.sizeof(Template)))
-        self.pieces = cython.cast(cython.pointer(Piece), calloc(count, cython.sizeof(Piece)))
-        self.placed = cython.cast(cython.pointer(Piece), calloc(longest, cython.sizeof(Piece)))
-        self.slots = cython.cast(cython.pointer(uint32_t), calloc(depth, cython.sizeof(uint32_t)))
-        self.owners = cython.cast(cython.pointer(uint32_t), calloc(queue.size, cython.sizeof(uint32_t)))
-        self.numbers = cython.cast(cython.pointer(uint64_t), calloc(depth, cython.sizeof(uint64_t)))
-        self.starts = cython.cast(cython.pointer(uint64_t), calloc(depth, cython.sizeof(uint64_t)))
-        if (
-            self.templates == cython.NULL
-            or self.pieces == cython.NULL
-            or self.placed == cython.NULL
-            or self.slots == cython.NULL
-            or self.owners == cython.NULL
-            or self.numbers == cython.NULL
-            or self.starts == cython.NULL
-        ):
-            raise MemoryError
-        self.unique = 1
-        self._fill(requests)
-
-    def __dealloc__(self):
-        free(self.templates)
-        free(self.pieces)
-        free(self.placed)
-        free(self.slots)
-        free(self.owners)
-        free(self.numbers)
-        free(self.starts)
-
-    @staticmethod
-    def _layout(requests: list) -> tuple:
-        """The offset of every piece in a slot, request by request, and the slot's size."""
-        offset = 0
-        offsets = []
-        for request, readable, writable, _ in requests:
-            lengths = [*readable, *writable]
-            if (
-                sum(readable) != len(request)
-                or not readable
-                or readable[0] < 40
-                or (writable and writable[0] < 16)
-            ):
-                raise ValueError(
-                    "pieces must add up to the request, with each header whole in the first of its side"
-                )
-            if not all(0 < length <= MAX_PIECE for length in lengths):
-                raise ValueError("a piece is 1 to 4294967295 bytes long")
-            places = []
-            for length in lengths:
-                offset = _up(offset, PAGE if length >= PAGE else 16)
-                places.append(offset)
-                offset += length
-            offsets.append(places)
-        return offsets, _up(offset, PAGE)
-
-    @staticmethod
-    def memory_needed(requests: list, depth: int) -> int:
-        """Bytes of guest memory for these requests at this depth."""
-        if not requests:
-            raise ValueError("a load needs a request")
-        return Load._layout(requests)[1] * depth
-
-    def _fill(self, requests: list) -> None:
-        """Remember the layout, and put every slot's copy of every request into guest memory."""
-        offsets = Load._layout(requests)[0]
-        k: uint32_t
-        piece: uint32_t = 0
-        for k, (request, readable, writable, expected) in enumerate(requests):
-            self.templates[k].first = piece
-            self.templates[k].readable = len(readable)
-            self.templates[k].writable = len(writable)
-            self.templates[k].header = offsets[k][0]
-            self.templates[k].reply = offsets[k][len(readable)] if writable else 0
-            self.templates[k].expected = expected
-            start = 0
-            for offset, length in zip(offsets[k], [*readable, *writable], strict=True):
-                self.pieces[piece].address = offset
-                self.pieces[piece].length = length
-                piece += 1
-                for slot in range(self.depth):
-                    self.queue.memory.write(
-                        self.address + slot * self.slot_size + offset, request[start : start + length]
-                    )
-                start += length
-
-    def vary(self, position: int, start: int, step: int, count: int) -> None:
-        """Let the 64-bit field at byte `position` of every request run through `start + step * (i % count)`.
-
-        The field must lie in the second piece, where the operation's arguments are; else `ValueError`.
-        """
-        k: uint32_t
-        for k in range(self.template_count):
-            first: uint32_t = self.templates[k].first
-            offset: int = position - self.pieces[first].length
-            if (
-                count < 1
-                or self.templates[k].readable < 2
-                or offset % 8
-                or not 0 <= offset <= self.pieces[first + 1].length - 8
-                or (k > 0 and offset != self.vary_offset)
-            ):
-                raise ValueError(f"no 64-bit field at byte {position} of every request's second piece")
-            self.vary_offset = offset
-        self.vary_start = start
-        self.vary_step = step
-        self.vary_count = count
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def start(self, slot: uint32_t, number: uint64_t) -> int64_t:
-        """Place request `number` in `slot`: the chain's head, or -1."""
-        template: cython.pointer(Template) = cython.address(self.templates[number % self.template_count])
-        offset: uint64_t = slot * self.slot_size
-        unique: uint64_t = self.unique + number
-        value: uint64_t
-        i: uint32_t
-        self.starts[slot] = now()
-        self.numbers[slot] = number
-        memcpy(self.host + offset + template.header + 8, cython.address(unique), 8)
-        if self.vary_count:
-            value = self.vary_start + self.vary_step * (number % self.vary_count)
-            memcpy(
-                self.host + offset + self.pieces[template.first + 1].address + self.vary_offset,
-                cython.address(value),
-                8,
-            )
-        for i in range(template.readable + template.writable):
-            self.placed[i].address = self.address + offset + self.pieces[template.first + i].address
-            self.placed[i].length = self.pieces[template.first + i].length
-        return self.queue.place(self.placed, template.readable, template.writable)
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def check(self, slot: uint32_t, number: uint64_t) -> cython.int:
-        """Whether the reply in `slot` answers request `number` as it should: 0 or a reason."""
-        template: cython.pointer(Template) = cython.address(self.templates[number % self.template_count])
-        where: cython.pointer(uint8_t) = self.host + slot * self.slot_size + template.reply
-        length: uint32_t = 0
-        error: int32_t = 0
-        unique: uint64_t = 0
-        self.bad_number = number
-        self.bad_length = self.queue.taken_length
-        self.bad_error = 0
-        if template.writable == 0:
-            return 0 if self.queue.taken_length == 0 else WRONG_LENGTH
-        memcpy(cython.address(length), where, 4)
-        memcpy(cython.address(error), where + 4, 4)
-        memcpy(cython.address(unique), where + 8, 8)
-        self.bad_error = error
-        if self.queue.taken_length < 16 or length != self.queue.taken_length:
-            return WRONG_LENGTH
-        if unique != self.unique + number:
-            return WRONG_UNIQUE
-        if error != 0:
-            return ERROR_REPLY
-        if template.expected >= 0 and length != template.expected:
-            return WRONG_LENGTH
-        return 0
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def loop(
-        self,
-        count: uint64_t,
-        polled: cython.bint,
-        timeout: uint64_t,
-        latencies: cython.pointer(uint64_t),
-    ) -> cython.int:
-        """Run `count` requests: 0 or a negative reason."""
-        started: uint64_t = 0
-        finished: uint64_t = 0
-        free_slots: uint32_t = self.depth
-        slot: uint32_t
-        spins: uint32_t = 0
-        added: cython.bint
-        found: cython.int
-        head: int64_t
-        one: uint64_t = 1
-        number: uint64_t
-        seen: uint64_t
-        last: uint64_t = now()  # when anything happened
-        for slot in range(self.depth):
-            self.slots[slot] = slot
-        self.queue.disarm()
-        while finished < count:
-            added = False
-            while started < count and free_slots > 0:
-                slot = self.slots[free_slots - 1]
-                head = self.start(slot, started)
-                if head < 0:
-                    break
-                self.owners[head] = slot
-                free_slots -= 1
-                started += 1
-                added = True
-            if free_slots == self.depth:
-                return NO_ROOM
-            if added and self.queue.wants_kick():
-                self.kicks += 1
-                if write(self.queue.kick_fd, cython.address(one), 8) != 8:
-                    return NO_KICK
-            found = self.queue.take()
-            if found == 0:
-                if polled:
-                    spin_hint()
-                    spins += 1
-                    if spins % 4096 == 0 and now() - last > timeout:
-                        return TIMED_OUT
-                elif not self.queue.arm():
-                    self.wakes += 1
-                    if self.queue.sleep(1000) == 0 and now() - last > timeout:
-                        return TIMED_OUT
-                    self.queue.disarm()
-                continue
-            seen = now()
-            last = seen
-            while found > 0:
-                slot = self.owners[self.queue.taken_head]
-                number = self.numbers[slot]
-                found = self.check(slot, number)
-                if found < 0:
-                    return found
-                if latencies != cython.NULL:
-                    latencies[number] = seen - self.starts[slot]
-                self.slots[free_slots] = slot
-                free_slots += 1
-                finished += 1
-                found = self.queue.take()
-            if found < 0:
-                return found
-        return 0
-
-    def run(self, count: int, polled: bool = False, timeout: float = 10.0, record: bool = False) -> tuple:
-        """Send `count` requests and wait for every reply; the interpreter lock is not held meanwhile.
-
-        `polled`: watch the used ring; else sleep on the call descriptor.  `timeout`: seconds without any
-        reply.  Returns the time taken in ns and, with `record`, a memoryview of each request's latency in ns
-        (else None).  `kicks` and `wakes` count the notifications of all runs.
-        Raises `DriverError` naming the request; after that the queue is of no more use.
-        """
-        if not polled and self.queue.epoll_fd < 0:
-            raise ValueError("a queue without a call descriptor can only be polled")
-        if self.queue.free_count != self.queue.size:
-            raise ValueError("the queue has other requests in flight")
-        buffer: bytearray = bytearray(8 * count if record else 8)
-        latencies: cython.pointer(uint64_t) = cython.NULL
-        if record:
-            latencies = cython.cast(cython.pointer(uint64_t), cython.cast(cython.p_char, buffer))
-        number: uint64_t = count
-        patience: uint64_t = int(timeout * 1e9)
-        spin: cython.bint = polled
-        result: cython.int
-        begin: uint64_t = now()
-        with cython.nogil:
-            result = self.loop(number, spin, patience, latencies)
-        elapsed: uint64_t = now() - begin
-        self.unique += number
-        if result < 0:
-            raise DriverError(
-                f"{REASONS[result]}: request {self.bad_number} of {count}, used length {self.bad_length},"
-                f" error {self.bad_error}"
-            )
-        return elapsed, memoryview(buffer).cast("Q") if record else None
-
-    def reply(self, slot: int = 0, request: int = 0) -> bytes:
-        """What the writable pieces of `request` in `slot` hold, to their ends: its last reply comes first."""
-        template: cython.pointer(Template) = cython.address(self.templates[request])
-        if slot >= self.depth or request >= self.template_count:
-            raise IndexError(f"no slot {slot} or request {request}")
-        first: uint32_t = template.first + template.readable
-        offset: int = self.address + slot * self.slot_size
-        return b"".join(
-            self.queue.memory.read(offset + self.pieces[first + i].address, self.pieces[first + i].length)
-            for i in range(template.writable)
-        )

@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Sequence
-
 from virtiofs.virtqueue.memory import GuestMemory
 
 REASONS: dict[int, str]
@@ -41,21 +39,3 @@ class DriverQueue:
     def kick(self) -> None: ...
     def poll(self) -> tuple[int, int] | None: ...
     def wait(self, timeout: float) -> tuple[int, int] | None: ...
-
-# Request bytes, lengths of the readable and of the writable pieces, expected used length (-1: any).
-Prepared = tuple[bytes, Sequence[int], Sequence[int], int]
-
-class Load:
-    queue: DriverQueue
-    depth: int
-    slot_size: int
-    kicks: int
-    wakes: int
-    def __init__(self, queue: DriverQueue, requests: list[Prepared], depth: int, address: int) -> None: ...
-    @staticmethod
-    def memory_needed(requests: list[Prepared], depth: int) -> int: ...
-    def vary(self, position: int, start: int, step: int, count: int) -> None: ...
-    def run(
-        self, count: int, polled: bool = False, timeout: float = 10.0, record: bool = False
-    ) -> tuple[int, memoryview | None]: ...
-    def reply(self, slot: int = 0, request: int = 0) -> bytes: ...
