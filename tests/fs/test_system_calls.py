@@ -106,7 +106,7 @@ def test_what_reads_costs_one_call(traced):
         {"statx": 1},
         {"statx": 1},
         {"open_by_handle_at": 1},
-        {"preadv": 1},
+        {"preadv2": 1},
         {"pwritev2": 1},
         {"close": 1},
         {"close": 1},
