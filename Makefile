@@ -11,7 +11,7 @@ SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
 	@echo "make test     everything: lint, types, unit, protocol and guest tests"
-	@echo "make check    the quick loop: lint, types, unit and protocol tests"
+	@echo "make check    the quick loop: lint, types, unit and protocol tests of our own daemon"
 	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
 	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md and .html (ten minutes)"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
@@ -34,7 +34,8 @@ heavy: build
 	    $(RUN) tests/heavy/run $(or $(DIR),--mount) --size $(SIZE); \
 	else echo "heavy suites left out: there is no /dev/fuse, and no DIR= is named"; fi
 
-check: lint types quick
+check: lint types build
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not guest" --device ours
 
 # A daemon that failed is named in the report and is no reason to leave out the page.
 bench: build testbed
