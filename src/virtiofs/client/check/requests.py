@@ -143,7 +143,7 @@ def _truncated(subject: Subject) -> None:
 
 
 @check(
-    SAFE,
+    SHOULD,
     "a length that disagrees with the descriptors is refused",
     "include/uapi/linux/fuse.h, fuse_in_header",
 )
