@@ -28,7 +28,7 @@ def directory(tmp_path_factory):
 def results(directory):
     """A run of ours against itself under another name."""
     twin = peers.ours()._replace(name="twin", queues=())
-    plan = bench.Plan(0.01, 1, workloads=SOME, queues=(1, 2), inodes=(100,))
+    plan = bench.Plan(0.01, 1, workloads=SOME, queues=(1, 2), inodes=(100,), paces=(0.01,))
     seen = []
     measured = bench.measure_all(
         [peers.ours(), twin], directory, plan, lambda share, what: seen.append(share)
@@ -68,6 +68,13 @@ def test_queues_and_inodes_have_rows(results):
     assert all(row["operations_per_second"]["least"] > 0 for row in results["queues"])
     assert [row["inodes"] for row in results["inodes"]] == [100, 100]
     assert all(row["us_per_lookup"] > 0 and "failed" not in row for row in results["inodes"])
+
+
+def test_a_guest_that_asks_now_and_then_has_its_cost(results):
+    assert [row["peer"] for row in results["paces"]] == ["virtiofs", "twin"]
+    for row in results["paces"]:
+        assert row["interval_us"] >= 10_000 > row["cpu_us"] > 0
+        assert 0 < row["cpu_share"] < 1
 
 
 def test_reports_lead_with_ratios_to_the_best_other_daemon(results):

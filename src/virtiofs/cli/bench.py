@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from virtiofs.client.bench import Plan
     from virtiofs.client.peers import Peer
 
-QUEUES, INODES = "request queues", "inodes held"  # what --workload calls the two tables that are no workloads
-EXTENTS = {  # seconds of a run, repeats, numbers of queues, of inodes
-    "quick": (0.05, 3, (1, 2), (1000,)),
-    "": (0.2, 5, (1, 2, 4, 8), (1000, 100_000, 1_000_000)),
-    "full": (1.0, 7, (1, 2, 3, 4, 5, 6, 7, 8), (1000, 100_000, 1_000_000)),
+# What --workload calls the tables that are no workloads.
+QUEUES, PACES, INODES = "request queues", "requests now and then", "inodes held"
+EXTENTS = {  # seconds of a run, repeats, numbers of queues, seconds between requests, numbers of inodes
+    "quick": (0.05, 3, (1, 2), (0.001,), (1000,)),
+    "": (0.2, 5, (1, 2, 4, 8), (0.0002, 0.001, 0.01), (1000, 100_000, 1_000_000)),
+    "full": (1.0, 7, (1, 2, 3, 4, 5, 6, 7, 8), (0.0001, 0.0002, 0.001, 0.01), (1000, 100_000, 1_000_000)),
 }
 
 
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         action="append",
         default=[],
-        help=f"only workloads whose name holds this; also `{QUEUES}` and `{INODES}`; see --list",
+        help=f"only workloads whose name holds this; also `{QUEUES}`, `{PACES}` and `{INODES}`; see --list",
     )
     parser.add_argument(
         "--mode",
@@ -136,7 +137,7 @@ def main(options: argparse.Namespace) -> int:
         except ValueError as error:
             raise _Usage(f"--peer {error}") from None
         if options.list:
-            names = [workload.name for workload in workloads.WORKLOADS] + [QUEUES, INODES]
+            names = [workload.name for workload in workloads.WORKLOADS] + [QUEUES, PACES, INODES]
             print("\n".join([*(f"{peer.name}: {peer.version}" for peer in found), *missing, "", *names]))
             return 0
         chosen = _peers(options, found)
@@ -180,7 +181,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     from virtiofs.client.bench import MODES, Plan
     from virtiofs.client.workloads import WORKLOADS
 
-    seconds, repeats, queues, inodes = EXTENTS[options.extent]
+    seconds, repeats, queues, paces, inodes = EXTENTS[options.extent]
     seconds = seconds if options.seconds is None else options.seconds
     repeats = repeats if options.repeats is None else options.repeats
     if seconds <= 0 or repeats < 1 or not (options.depth is None or 1 <= options.depth <= 64):
@@ -192,13 +193,14 @@ def _plan(options: argparse.Namespace) -> Plan:
 
     large = options.extent != "quick" or bool(options.workload)
     workloads = tuple(one for one in WORKLOADS if wanted(one.name) and (large or not one.large))
-    queues, inodes = queues if wanted(QUEUES) else (), inodes if wanted(INODES) else ()
-    if not (workloads or queues or inodes):
+    queues, paces = queues if wanted(QUEUES) else (), paces if wanted(PACES) else ()
+    inodes = inodes if wanted(INODES) else ()
+    if not (workloads or queues or paces or inodes):
         raise _Usage("no such workload; `virtiofs bench --list` names them")
     modes = tuple(mode for mode in MODES if not options.mode or mode.name in options.mode)
     if len(modes) < len(set(options.mode)) or not modes:
         raise _Usage(f"no such mode; there are {', '.join(mode.name for mode in MODES)}")
-    return Plan(seconds, repeats, options.depth, options.pin, workloads, modes, queues, inodes)
+    return Plan(seconds, repeats, options.depth, options.pin, workloads, modes, queues, inodes, paces)
 
 
 class Progress:

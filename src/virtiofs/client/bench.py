@@ -155,6 +155,7 @@ class Plan(NamedTuple):
     modes: Sequence[Mode] = MODES
     queues: Sequence[int] = ()
     inodes: Sequence[int] = ()
+    paces: Sequence[float] = ()  # seconds between two requests
 
 
 Progress = Callable[[float, str], None]  # share done (0 to 1), of what
@@ -255,7 +256,7 @@ def measure_all(
     """
     _raise_descriptor_limit()
     run = _Run(peers, directory, plan, progress)
-    total = len(plan.workloads) + 0.5 + len(plan.queues) / 2 + len(plan.inodes)
+    total = len(plan.workloads) + 0.5 + len(plan.queues) / 2 + len(plan.paces) / 4 + len(plan.inodes)
     try:
         starts = _start_ups(peers, directory, plan.repeats)
         progress(0.5 / total, "start-up times")
@@ -280,6 +281,10 @@ def measure_all(
         lambda n: progress((done + n / 2) / total, "queues"),
     )
     done += len(plan.queues) / 2
+    paces = scaling.paces(
+        peers, directory, plan.paces, lambda n: progress((done + n / 4) / total, "requests now and then")
+    )
+    done += len(plan.paces) / 4
     inodes = scaling.inodes(
         peers, directory, plan.inodes, lambda n, text: progress(min((done + n) / total, 1.0), text)
     )
@@ -312,6 +317,7 @@ def measure_all(
         "absent": run.absent,
         "queues": queues,
         "inodes": inodes,
+        "paces": paces,
     }
 
 

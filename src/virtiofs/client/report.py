@@ -22,6 +22,7 @@ HEADINGS = (
 RATIO_HEADINGS = ("", "ours", "the best other", "its", "ratio", "p50", "p99", "CPU")
 PEER_HEADINGS = ("", "version", "accepts, ms", "first reply, ms", "private MiB", "after the runs")
 QUEUE_HEADINGS = ("", "queues", "operations/s", "to one queue")
+PACE_HEADINGS = ("", "one GETATTR every, us", "daemon CPU us/op", "of one processor")
 INODE_HEADINGS = ("", "inodes", "bytes/inode", "descriptors", "us/LOOKUP")
 OURS = "virtiofs"
 REFERENCE = "bare "  # what names of rows begin with that are no daemon's
@@ -200,6 +201,20 @@ def _inode_rows(results: Results) -> list[list[str]]:
     ]
 
 
+def _pace_rows(results: Results) -> list[list[str]]:
+    return [
+        [row["peer"], f"{row['interval'] * 1e6:,.0f}", row["failed"], ""]
+        if "failed" in row
+        else [
+            row["peer"],
+            number(row["interval_us"]),
+            number(row["cpu_us"]),
+            f"{row['cpu_share']:.1%}",
+        ]
+        for row in results["paces"]
+    ]
+
+
 def conditions(results: Results) -> str:
     """One paragraph: on what and how this was measured."""
     machine, how = results["machine"], results["conditions"]
@@ -261,6 +276,10 @@ def sections(results: Results) -> Iterator[tuple[str, Sequence[str], list[list[s
     for workload in dict.fromkeys(row["workload"] for row in results["queues"]):
         yield _packed(
             f"{workload}, a driver thread for each queue", QUEUE_HEADINGS, _queue_rows(results, workload)
+        )
+    if results["paces"]:
+        yield _packed(
+            "What polling and waking cost a guest that asks now and then", PACE_HEADINGS, _pace_rows(results)
         )
     if results["inodes"]:
         yield _packed("Inodes that a guest holds", INODE_HEADINGS, _inode_rows(results))

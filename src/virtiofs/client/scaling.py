@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How daemons grow: with request queues that are loaded at the same time, and with inodes that a guest holds."""
+"""How daemons grow: with request queues that are loaded at the same time, and with inodes that a guest holds; and what
+they cost a guest that asks only now and then, which is when a daemon that polls would do it in vain."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from virtiofs.client.workloads import WORKLOADS, Workload, many
 from virtiofs.fuse.abi import FUSE_ENTRY_OUT
 from virtiofs.virtqueue.driver import DriverError
 
+PACED_SECONDS = 1.0  # of requests at one pace
 QUEUE_WORK = ("GETATTR", "READ 4 KiB")
 PROBE_ROUNDS = 200
 LANES = 16  # LOOKUPs in flight while inodes are gathered
@@ -122,6 +124,34 @@ def inodes(
             rows.append(row)
             progress(done + (at + 1) / len(peers), f"{count:,} inodes")
     return rows
+
+
+def paces(
+    peers: Sequence[Peer], directory: Path, intervals: Sequence[float], progress: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Processor time of a daemon whose guest sends one GETATTR every so many seconds: of each, and of all time."""
+    rows = []
+    for done, interval in enumerate(intervals):
+        for peer in peers:
+            row: dict[str, Any] = {"interval": interval, "peer": peer.name}
+            try:
+                with RunningPeer(peer, directory) as running:
+                    row |= _ask_now_and_then(running, interval)
+            except ERRORS as error:
+                row["failed"] = str(error)
+            rows.append(row)
+        progress(done + 1)
+    return rows
+
+
+def _ask_now_and_then(peer: RunningPeer, interval: float) -> dict[str, Any]:
+    count = max(round(PACED_SECONDS / interval), 20)
+    cpu, begin = peer.cpu_seconds(), time.monotonic()
+    for i in range(count):
+        peer.session.getattr(1)
+        time.sleep(max(begin + (i + 1) * interval - time.monotonic(), 0))
+    cpu, elapsed = peer.cpu_seconds() - cpu, time.monotonic() - begin
+    return {"interval_us": elapsed / count * 1e6, "cpu_us": cpu / count * 1e6, "cpu_share": cpu / elapsed}
 
 
 def _gather(peer: RunningPeer, name: str, count: int, last_inode: int) -> dict[str, Any]:
