@@ -43,6 +43,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.attributes",
     "virtiofs.fs.passthrough.names",
     "virtiofs.fs.passthrough.opening",
+    "virtiofs.fs.passthrough.unopened",
     "virtiofs.fs.passthrough.files",
     "virtiofs.fs.passthrough.directories",
     "virtiofs.fs.passthrough.xattrs",

@@ -263,3 +263,18 @@ class TestASingleFile:
             (tmp_path / "conf").symlink_to("secret")
         with pytest.raises(FileNotFoundError):
             guest.lookup(1, "conf")
+
+
+def test_a_file_whose_reader_need_not_open_it_shows_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("contents")
+    (tmp_path / "other").write_text("secret")
+    with (
+        serving(tmp_path / "run", [f"file={tmp_path}/file:ro"], "--cache", "always") as daemon,
+        daemon.connect("file") as device,
+    ):
+        session = Session(device)
+        tree = Tree(session)
+        assert session.has("NO_OPEN_SUPPORT") and session.has("NO_OPENDIR_SUPPORT")
+        assert tree.listdir() == ["file"] and tree.read_file("file") == b"contents"
+        with pytest.raises(IsADirectoryError):
+            session.read(1, 0, 0, 100)

@@ -256,13 +256,22 @@ def test_interrupt_ends_a_wait(guests):
     b.finish(other)
 
 
-def test_stopping_the_queue_ends_a_wait(guests):
+def test_stopping_the_queue_ends_a_wait_with_eio_which_no_program_sees_as_errno_512(guests):
+    """Linux takes EINTR for a lock to mean that a signal is pending (ERESTARTSYS)."""
     a, b = File(guests.two, "f"), File(guests.one, "f")
     a.lock(WRITE)
     pending = b.wait(WRITE)
     guests.one.getattr(ROOT)
     guests.one.device.stop_queue(1)
-    assert refused(lambda: b.finish(pending)) == errno.EINTR
+    assert refused(lambda: b.finish(pending)) == errno.EIO
+
+
+def test_the_end_of_the_session_ends_a_wait_with_eio(guests):
+    a, b = File(guests.two, "f"), File(guests.one, "f")
+    a.lock(WRITE)
+    pending = b.wait(WRITE)
+    guests.one.call("destroy")
+    assert refused(lambda: b.finish(pending)) == errno.EIO
 
 
 def test_the_end_of_the_session_drops_its_locks(daemons):

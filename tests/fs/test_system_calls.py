@@ -62,10 +62,14 @@ class Trace:
 
 
 @pytest.fixture
-def traced(tmp_path: Path) -> Iterator[tuple[Session, Path, Trace]]:
+def traced(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Session, Path, Trace]]:
+    """A session with a daemon of ours; the parameter, if there is one, are its options."""
     share = tmp_path / "share"
     share.mkdir()
-    with devices.start_ours(share) as running, Device.connect(running.socket) as device:
+    with (
+        devices.start_ours(share, getattr(request, "param", ())) as running,
+        Device.connect(running.socket) as device,
+    ):
         session = Session(device)
         with contextlib.closing(Trace(running.worker, tmp_path / "trace", session)) as trace:
             begun = devices.wait_until(lambda: session.statfs(ROOT) and MARK in read(tmp_path / "trace"), 20)
@@ -111,6 +115,24 @@ def test_what_reads_costs_one_call(traced):
         {"close": 1},
         {"close": 1},
     ]
+
+
+@pytest.mark.parametrize("traced", [("--readonly", "--cache", "always")], indirect=True)
+def test_a_file_that_need_not_be_opened_is_read_with_one_call(traced):
+    session, share, trace = traced
+    (share / "file").write_bytes(b"x" * 4096)
+    node = session.lookup(ROOT, "file").nodeid
+    trace.step()
+    session.read(node, 0, 0, 4096)
+    trace.step()
+    session.read(node, 0, 0, 4096)
+    session.getattr(node, 0)
+    trace.step()
+    session.forget(node)
+    first, *others = counted(trace, 3)
+    # Its handle was taken by name: what it leads to is compared before it is opened.
+    assert first == {"open_by_handle_at": 1, "statx": 1, "openat": 1, "dup3": 1, "close": 1, "preadv2": 1}
+    assert others == [{"preadv2": 1, "statx": 1}, {"close": 1}]
 
 
 def test_a_name_that_is_only_looked_at_costs_no_descriptor(traced):

@@ -152,9 +152,8 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--locks",
         choices=["shared", "local"],
-        default="shared",
         help="whether the guest's file locks are taken on the host, where other guests and programs see them, or stay"
-        " the guest's own (%(default)s)",
+        " the guest's own (default: shared; local with --readonly --cache always, whose files need not be opened then)",
     )
     parser.add_argument(
         "--lock-wait",
@@ -305,7 +304,7 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
         "writeback": options.writeback,
         "direct_io": options.allow_direct_io,
         "mmap": options.allow_mmap,
-        "shared_locks": options.locks == "shared",
+        "shared_locks": None if options.locks is None else options.locks == "shared",
         "wait_limit": options.lock_wait,
         "pool_threads": options.thread_pool_size,
         "announce_submounts": not options.no_announce_submounts,

@@ -44,12 +44,13 @@ def result(attr: SimpleNamespace) -> os.stat_result:
 
 
 class File:
-    """An open file of a tree; a context manager."""
+    """An open file of a tree; a context manager.  `fh` is None if the device wants no OPEN; 0 stands for it then."""
 
-    def __init__(self, session: Session, nodeid: int, fh: int, flags: int):
+    def __init__(self, session: Session, nodeid: int, fh: int | None, flags: int):
         self.session = session
         self.nodeid = nodeid
-        self.fh = fh
+        self.fh = fh or 0
+        self.opened = fh is not None
         self.flags = flags
         self.closed = False
 
@@ -105,7 +106,8 @@ class File:
         try:
             _optional(lambda: self.session.flush(self.nodeid, self.fh))
         finally:
-            self.session.release(self.nodeid, self.fh, self.flags)
+            if self.opened:
+                self.session.release(self.nodeid, self.fh, self.flags)
             self.session.forget(self.nodeid)
 
     def __enter__(self) -> File:
@@ -118,12 +120,13 @@ class File:
 
 
 class Directory:
-    """An open directory of a tree; a context manager."""
+    """An open directory of a tree; a context manager.  `fh` as of a file."""
 
-    def __init__(self, tree: Tree, nodeid: int, fh: int):
+    def __init__(self, tree: Tree, nodeid: int, fh: int | None):
         self.tree = tree
         self.nodeid = nodeid
-        self.fh = fh
+        self.fh = fh or 0
+        self.opened = fh is not None
         self.closed = False
 
     def read(self, cookie: int = 0, size: int = DIRECTORY_CHUNK) -> list[DirectoryEntry]:
@@ -139,7 +142,8 @@ class Directory:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self.tree.session.releasedir(self.nodeid, self.fh)
+            if self.opened:
+                self.tree.session.releasedir(self.nodeid, self.fh)
             self.tree._give(self.nodeid)
 
     def __enter__(self) -> Directory:
@@ -158,6 +162,16 @@ def _optional(operation: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
+
+
+def _handle(opening: Callable[[], SimpleNamespace]) -> int | None:
+    """The handle that OPEN or OPENDIR answers; None for ENOSYS, which means that there is no need to open."""
+    try:
+        return int(opening().fh)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return None
 
 
 @contextlib.contextmanager
@@ -272,11 +286,13 @@ class Tree:
                 if flags & os.O_CREAT and flags & os.O_EXCL:
                     raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
                 # Linux makes the same of the flags: the file is there, and its name was looked up already.
-                handle = self.session.open(nodeid, flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY))
+                fh = _handle(
+                    lambda: self.session.open(nodeid, flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY))
+                )
             except BaseException:
                 self._give(nodeid)
                 raise
-            return File(self.session, nodeid, handle.fh, flags)
+            return File(self.session, nodeid, fh, flags)
 
     def read_file(self, path: str) -> bytes:
         """The whole content of a file."""
@@ -350,7 +366,7 @@ class Tree:
         with _naming(path):
             nodeid = self._take(path)
             try:
-                return Directory(self, nodeid, self.session.opendir(nodeid).fh)
+                return Directory(self, nodeid, _handle(lambda: self.session.opendir(nodeid)))
             except BaseException:
                 self._give(nodeid)
                 raise

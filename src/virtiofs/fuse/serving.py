@@ -7,7 +7,7 @@ some requests' share of the work, so only every 17th request is timed.
 """
 
 import cython
-from cython.cimports.libc.errno import EINTR, ENOLCK
+from cython.cimports.libc.errno import EINTR, EIO, ENOLCK
 from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, Request, allocate, release
@@ -121,7 +121,11 @@ class Loop:
     @cython.nogil
     @cython.exceptval(check=False)
     def ask_again(self, give_up: cython.bint) -> cython.void:
-        """Ask the handler of each waiting request again, in the order they came; `give_up`: end them all."""
+        """Ask the handler of each waiting request again, in the order they came; `give_up`: end them all, with EIO.
+
+        EINTR is for INTERRUPT alone: Linux makes ERESTARTSYS of it for a lock, on the word that a signal is pending.
+        Without one a program gets that as errno 512.
+        """
         i: uint32_t
         left: uint32_t = 0
         error: cython.int
@@ -131,8 +135,10 @@ class Loop:
         for i in range(self.waiting_count):
             waiting = cython.address(self.waiting[i])
             take_up(waiting, cython.address(self.request))
-            if give_up or self.session.was_interrupted(waiting.header.unique):
+            if self.session.was_interrupted(waiting.header.unique):
                 error = -EINTR
+            elif give_up:
+                error = -EIO
             else:
                 error = self.session.again(cython.address(self.request))
             if error == WAIT and time >= waiting.deadline:

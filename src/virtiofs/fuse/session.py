@@ -6,7 +6,7 @@ guest that reboots sends no DESTROY.
 """
 
 import cython
-from cython.cimports.libc.errno import EINTR, EINVAL, EIO, ENOSYS, EPROTO, EROFS
+from cython.cimports.libc.errno import EINVAL, EIO, ENOSYS, EPROTO, EROFS
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.uio import iovec
@@ -149,7 +149,7 @@ class Session:
         request.in_place = False
         request.session_flags = self.flags
         if not self.initialised:
-            return -EINTR  # the session ended meanwhile
+            return -EIO  # the session ended meanwhile
         return self.handlers.table[request.header.opcode](self.handlers.context, request)
 
     @cython.cfunc

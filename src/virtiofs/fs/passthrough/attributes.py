@@ -45,6 +45,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_unpin,
 )
 from cython.cimports.virtiofs.fs.passthrough.owners import as_guest_sees, store_change
+from cython.cimports.virtiofs.fs.passthrough.unopened import unopened
 from cython.cimports.virtiofs.fuse.layout import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
@@ -163,14 +164,14 @@ def status_of(
     mask: uint32_t,
     status: cython.pointer(statx_t),
 ) -> cython.int:
-    """statx the request's inode, or the handle it names: 0 or a negative errno."""
+    """statx the request's inode, or the handle `fh` if it is to be used and is one: 0 or a negative errno."""
     handle: cython.pointer(Handle)
     inode: cython.pointer(Inode)
     fd: cython.int
     error: cython.int = 0
     if share.ownership != OWNERS_AS_IS:
         mask |= STATX_BASIC_STATS
-    if use_handle:
+    if use_handle and not unopened(request, fh, False):
         handle = handle_pin(cython.address(share.handles), fh, False)
         if handle == cython.NULL:
             return -EBADF

@@ -13,7 +13,8 @@ cdef int handle_at(int fd, const char* name, int flags, HandleBuffer* handle) no
 cdef void keep_handle(Inode* inode, HandleBuffer* handle, uint8_t trust) noexcept nogil
 cdef int open_by_handle(Store* store, Inode* inode, int flags) noexcept nogil
 cdef int reopen(Store* store, int fd, int flags) noexcept nogil
-cdef void join_pool(Store* store, Inode* inode, int fd) noexcept nogil
+cdef void join_pool(Store* store, Inode* inode, int fd, uint8_t readable) noexcept nogil
 cdef int leave_pool(Store* store, Inode* inode) noexcept nogil
 cdef int evict(Store* store) noexcept nogil
 cdef int inode_descriptor(Store* store, Inode* inode) noexcept nogil
+cdef int take_descriptor(Store* store, Inode* inode, int fd, uint8_t readable) noexcept nogil

@@ -25,6 +25,7 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     S_IFMT,
     S_IFREG,
     close,
+    dup3,
     file_handle,
     name_to_handle_at,
     open_by_handle_at,
@@ -204,10 +205,13 @@ def reopen(store: cython.pointer(Store), fd: cython.int, flags: cython.int) -> c
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def join_pool(store: cython.pointer(Store), inode: cython.pointer(Inode), fd: cython.int) -> cython.void:
+def join_pool(
+    store: cython.pointer(Store), inode: cython.pointer(Inode), fd: cython.int, readable: uint8_t
+) -> cython.void:
     inode.place = store.pool_size
     store.pool[store.pool_size] = inode - store.inodes
     store.pool_size += 1
+    store_release_u8(cython.address(inode.readable), readable)
     store_release_u32(cython.address(inode.fd), fd)
 
 
@@ -273,7 +277,6 @@ def descriptor_at(
     store: cython.pointer(Store), inode: cython.pointer(Inode), depth: cython.int
 ) -> cython.int:
     fd: cython.int = cython.cast(int32_t, load_acquire_u32(cython.address(inode.fd)))
-    victim: cython.int = -1
     inode.recent = 1
     if fd >= 0:
         return fd
@@ -281,17 +284,34 @@ def descriptor_at(
         fd = path_by_handle(store, inode)
     else:
         fd = open_by_name(store, inode, depth)
-    if fd < 0:
-        return fd
+    return fd if fd < 0 else take_descriptor(store, inode, fd, 0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def take_descriptor(
+    store: cython.pointer(Store), inode: cython.pointer(Inode), fd: cython.int, readable: uint8_t
+) -> cython.int:
+    """Give a pinned inode the descriptor `fd`, which is used up: the inode's descriptor now, or a negative errno.
+
+    `readable`: it is open for reading, and takes the place of an O_PATH one, under the number that others may be using.
+    """
+    victim: cython.int = -1
     pthread_mutex_lock(cython.address(store.lock))
-    if inode.fd >= 0:  # another thread was faster
+    if inode.fd >= 0:
         victim = fd
         fd = inode.fd
+        if readable and not inode.readable:
+            if dup3(victim, fd, O_CLOEXEC) < 0:
+                fd = -errno
+            else:
+                store_release_u8(cython.address(inode.readable), 1)
     else:
         if store.pool_size >= store.pool_limit:
             victim = evict(store)
         if store.pool_size < store.pool_limit:
-            join_pool(store, inode, fd)
+            join_pool(store, inode, fd, readable)
         else:
             victim = fd
             fd = -ENFILE

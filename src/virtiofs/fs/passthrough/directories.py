@@ -7,33 +7,25 @@ error when it looks the name up.
 """
 
 import cython
-from cython.cimports.libc.errno import EBADF, EINVAL, ENOTDIR, errno
+from cython.cimports.libc.errno import EINVAL, ENOSYS, errno
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcmp, memcpy, memset, strlen
 from cython.cimports.virtiofs.fs.passthrough.attributes import fill_entry
 from cython.cimports.virtiofs.fs.passthrough.context import OWNERS_STORED, Share
-from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, is_submount
+from cython.cimports.virtiofs.fs.passthrough.descriptors import is_submount
 from cython.cimports.virtiofs.fs.passthrough.handles import (
     Handle,
     handle_open,
-    handle_pin,
     handle_release,
-    handle_unpin,
 )
 from cython.cimports.virtiofs.fs.passthrough.host import (
     EOVERFLOW,
     ESTALE,
-    O_CLOEXEC,
-    O_DIRECTORY,
-    O_NOATIME,
-    O_RDONLY,
-    S_IFDIR,
     SEEK_SET,
     SYS_getdents64,
     fdatasync,
     fsync,
     lseek,
-    openat,
     sched_yield,
     statx_t,
     syscall,
@@ -44,9 +36,12 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_pin,
     inode_unpin,
 )
+from cython.cimports.virtiofs.fs.passthrough.opening import open_directory
+from cython.cimports.virtiofs.fs.passthrough.unopened import File, file_pin, file_unpin
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_ATTR_SUBMOUNT,
     FUSE_FSYNC_FDATASYNC,
+    FUSE_NO_OPENDIR_SUPPORT,
     FUSE_SUBMOUNTS,
     fuse_dirent,
     fuse_entry_out,
@@ -72,28 +67,17 @@ UNKNOWN_POSITION = cython.declare(int64_t, -1)
 def opendir(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     out: cython.pointer(fuse_open_out) = cython.cast(cython.pointer(fuse_open_out), request.reply)
-    directory: cython.int
-    fd: cython.int = -1
-    flags: cython.int = O_RDONLY | O_DIRECTORY | O_CLOEXEC
-    error: cython.int = 0
-    inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), request.header.nodeid)
+    fd: cython.int
+    inode: cython.pointer(Inode)
+    if request.session_flags & FUSE_NO_OPENDIR_SUPPORT:
+        return -ENOSYS  # it is not asked again: see unopened.py
+    inode = inode_pin(cython.address(share.inodes), request.header.nodeid)
     if inode == cython.NULL:
         return -ESTALE
-    directory = inode_descriptor(cython.address(share.inodes), inode)
-    if inode.type != S_IFDIR:
-        error = -ENOTDIR
-    elif directory < 0:
-        error = directory
-    else:
-        if share.read_only:
-            fd = openat(directory, b".", flags | O_NOATIME)
-        if fd < 0:
-            fd = openat(directory, b".", flags)
-        if fd < 0:
-            error = -errno
+    fd = open_directory(share, inode)
     inode_unpin(cython.address(share.inodes), inode)
-    if error:
-        return error
+    if fd < 0:
+        return fd
     memset(out, 0, cython.sizeof(fuse_open_out))
     out.open_flags = share.open_directory
     request.reply_size = cython.sizeof(fuse_open_out)
@@ -126,18 +110,30 @@ def list_directory(
     room: uint64_t = args.size
     error: cython.int
     inode: cython.pointer(Inode) = cython.NULL
-    handle: cython.pointer(Handle) = handle_pin(cython.address(share.handles), args.fh, True)
-    if handle == cython.NULL:
-        return -EBADF
-    if plus:
-        inode = inode_pin(cython.address(share.inodes), handle.nodeid)
-        if inode == cython.NULL:
-            handle_unpin(cython.address(share.handles), handle)
-            return -ESTALE
+    file: File
+    once: Handle
+    handle: cython.pointer(Handle)
     if room > request.out_size:
         room = request.out_size
     if room > REPLY_ROOM:
         room = REPLY_ROOM
+    error = file_pin(share, request, args.fh, True, cython.address(file))
+    if error:
+        return error
+    handle = file.handle
+    if handle == cython.NULL:
+        once.fd = file.fd
+        once.position = 0
+        error = fill(
+            share, request, cython.address(once), file.inode if plus else cython.NULL, args.offset, room
+        )
+        file_unpin(share, cython.address(file))
+        return error
+    if plus:
+        inode = inode_pin(cython.address(share.inodes), handle.nodeid)
+        if inode == cython.NULL:
+            file_unpin(share, cython.address(file))
+            return -ESTALE
     # One descriptor has one position: two readers of one handle take turns.
     while not cas_u32(cython.address(handle.lock), 0, 1):
         sched_yield()
@@ -145,7 +141,7 @@ def list_directory(
     store_release_u32(cython.address(handle.lock), 0)
     if inode != cython.NULL:
         inode_unpin(cython.address(share.inodes), inode)
-    handle_unpin(cython.address(share.handles), handle)
+    file_unpin(share, cython.address(file))
     return error
 
 
@@ -298,14 +294,14 @@ def fsyncdir(context: cython.p_void, request: cython.pointer(Request)) -> cython
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_fsync_in) = cython.cast(cython.pointer(fuse_fsync_in), request.args)
     error: cython.int
-    handle: cython.pointer(Handle)
+    file: File
     if request.no_wait:
         return WOULD_BLOCK
-    handle = handle_pin(cython.address(share.handles), args.fh, True)
-    if handle == cython.NULL:
-        return -EBADF
-    error = fdatasync(handle.fd) if args.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(handle.fd)
+    error = file_pin(share, request, args.fh, True, cython.address(file))
+    if error:
+        return error
+    error = fdatasync(file.fd) if args.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(file.fd)
     if error:
         error = -errno
-    handle_unpin(cython.address(share.handles), handle)
+    file_unpin(share, cython.address(file))
     return error

@@ -9,7 +9,7 @@ overlayfs among them: their answers are timed instead, and after a slow one the 
 """
 
 import cython
-from cython.cimports.libc.errno import EAGAIN, EBADF, EINVAL, errno
+from cython.cimports.libc.errno import EAGAIN, EBADF, EINVAL, ENOSYS, errno
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.posix.types import off_t
 from cython.cimports.posix.uio import iovec
@@ -37,8 +37,10 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     syncfs,
 )
 from cython.cimports.virtiofs.fs.passthrough.locks import owner_gone, owners_by_handle_gone
+from cython.cimports.virtiofs.fs.passthrough.unopened import File, file_pin, file_unpin
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_FSYNC_FDATASYNC,
+    FUSE_NO_OPEN_SUPPORT,
     FUSE_WRITE_KILL_SUIDGID,
     FUSE_WRITEBACK_CACHE,
     fuse_copy_file_range_in,
@@ -99,31 +101,31 @@ def read_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     flags: cython.int = 0
     error: cython.int = 0
     began: int64_t = 0
-    handle: cython.pointer(Handle)
+    file: File
     if size > request.out_size:
         size = request.out_size
     if args.offset >> 63 or (args.offset + size) >> 63:
         return -EINVAL
-    handle = handle_pin(cython.address(share.handles), args.fh, False)
-    if handle == cython.NULL:
-        return -EBADF
+    error = file_pin(share, request, args.fh, False, cython.address(file))
+    if error:
+        return error
     if request.no_wait and (
-        waits(share, handle, O_DIRECT) or (handle.silent and load_u32(cython.address(share.slow)))
+        waits(share, file.flags, O_DIRECT) or (file.silent[0] and load_u32(cython.address(share.slow)))
     ):
-        handle_unpin(cython.address(share.handles), handle)
+        file_unpin(share, cython.address(file))
         return WOULD_BLOCK
     trim_out(request, size)
     left = request.out_count
-    if handle.silent:
+    if file.silent[0]:
         began = now()
     elif request.no_wait:
         flags = RWF_NOWAIT
     while left:
         count = IOV_MAX if left > IOV_MAX else left
         expected = length_of(pieces, count)
-        got = preadv2(handle.fd, pieces, count, args.offset + done, flags)
+        got = preadv2(file.fd, pieces, count, args.offset + done, flags)
         if got < 0 and flags and errno == EOPNOTSUPP:
-            handle.silent = True
+            file.silent[0] = True
             flags = 0
             began = now()
             continue
@@ -136,11 +138,11 @@ def read_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
             break
         pieces += count
         left -= count
-    if flags and left and not ended(handle.fd, args.offset + done, got):
+    if flags and left and not ended(file.fd, args.offset + done, got):
         error = WOULD_BLOCK
     if began:
         judge(share, now() - began, done)
-    handle_unpin(cython.address(share.handles), handle)
+    file_unpin(share, cython.address(file))
     request.in_place = True
     request.reply_size = done
     return error
@@ -149,9 +151,9 @@ def read_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def waits(share: cython.pointer(Share), handle: cython.pointer(Handle), flags: cython.int) -> cython.bint:
-    """Whether the file was opened, on the host, with one of these flags, which make every request wait for the disk."""
-    return handle.flags & share.guest_flags & flags != 0
+def waits(share: cython.pointer(Share), opened: uint32_t, flags: uint32_t) -> cython.bint:
+    """Whether a file `opened` so has, on the host, one of `flags`, which make every request wait for the disk."""
+    return opened & share.guest_flags & flags != 0
 
 
 @cython.cfunc
@@ -220,7 +222,7 @@ def write_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
-    if request.no_wait and waits(share, handle, O_DIRECT | O_DSYNC):  # O_SYNC includes O_DSYNC
+    if request.no_wait and waits(share, handle.flags, O_DIRECT | O_DSYNC):  # O_SYNC includes O_DSYNC
         handle_unpin(cython.address(share.handles), handle)
         return WOULD_BLOCK
     # Another guest may have appended since this one last saw the size: the host knows where the end is.  But a
@@ -263,7 +265,10 @@ def flush(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     args: cython.pointer(fuse_flush_in) = cython.cast(cython.pointer(fuse_flush_in), request.args)
     fd: cython.int
     error: cython.int = 0
-    handle: cython.pointer(Handle) = handle_pin(cython.address(share.handles), args.fh, False)
+    handle: cython.pointer(Handle)
+    if request.session_flags & FUSE_NO_OPEN_SUPPORT:
+        return -ENOSYS  # nothing was written, and locks are the guest's own: it is not asked again
+    handle = handle_pin(cython.address(share.handles), args.fh, False)
     if handle == cython.NULL:
         return -EBADF
     fd = dup(handle.fd)
@@ -293,16 +298,16 @@ def fsync_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_fsync_in) = cython.cast(cython.pointer(fuse_fsync_in), request.args)
     error: cython.int
-    handle: cython.pointer(Handle)
+    file: File
     if request.no_wait:
         return WOULD_BLOCK
-    handle = handle_pin(cython.address(share.handles), args.fh, False)
-    if handle == cython.NULL:
-        return -EBADF
-    error = fdatasync(handle.fd) if args.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(handle.fd)
+    error = file_pin(share, request, args.fh, False, cython.address(file))
+    if error:
+        return error
+    error = fdatasync(file.fd) if args.fsync_flags & FUSE_FSYNC_FDATASYNC else fsync(file.fd)
     if error:
         error = -errno
-    handle_unpin(cython.address(share.handles), handle)
+    file_unpin(share, cython.address(file))
     return error
 
 
@@ -340,17 +345,17 @@ def lseek_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     args: cython.pointer(fuse_lseek_in) = cython.cast(cython.pointer(fuse_lseek_in), request.args)
     out: cython.pointer(fuse_lseek_out) = cython.cast(cython.pointer(fuse_lseek_out), request.reply)
     found: off_t
-    error: cython.int = 0
-    handle: cython.pointer(Handle)
+    error: cython.int
+    file: File
     if args.whence != SEEK_DATA and args.whence != SEEK_HOLE:
         return -EINVAL
-    handle = handle_pin(cython.address(share.handles), args.fh, False)
-    if handle == cython.NULL:
-        return -EBADF
-    found = lseek(handle.fd, args.offset, args.whence)
+    error = file_pin(share, request, args.fh, False, cython.address(file))
+    if error:
+        return error
+    found = lseek(file.fd, args.offset, args.whence)
     if found < 0:
         error = -errno
-    handle_unpin(cython.address(share.handles), handle)
+    file_unpin(share, cython.address(file))
     if error:
         return error
     out.offset = found

@@ -86,6 +86,7 @@ cdef extern from "<stdio.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int dup(int fd)
+    int dup3(int fd, int target, int flags)
     int fchdir(int fd)
     int fchownat(int dirfd, const char* path, uid_t owner, gid_t group, int flags)
     int ftruncate(int fd, off_t length)

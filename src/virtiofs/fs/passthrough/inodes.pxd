@@ -4,7 +4,7 @@ from virtiofs.fs.passthrough.account cimport Account
 from virtiofs.fs.passthrough.host cimport pthread_mutex_t, statx_t
 
 cdef enum:
-    INODE_BYTES = 180
+    INODE_BYTES = 176
     MAX_HANDLE_SZ = 128
     MAX_MOUNTS = 256
     ROOT_INDEX = 1
@@ -37,7 +37,7 @@ cdef struct Inode:           # 256 bytes
     int64_t born             # birth time in ns; 0 where the file system has none
     uint32_t mount           # index into the store's mounts
     uint32_t next            # next of the same hash, or next free
-    int32_t fd               # O_PATH descriptor, or -1
+    int32_t fd               # O_PATH descriptor, or one for reading (`readable`), or -1
     int32_t place            # index into the store's pool while fd >= 0
     uint32_t parent
     uint32_t parent_generation
@@ -48,6 +48,9 @@ cdef struct Inode:           # 256 bytes
     uint8_t recent           # used since the clock hand last came by
     uint8_t trust            # in the handle
     int32_t handle_type
+    uint8_t readable         # `fd` is open for reading
+    uint8_t silent           # as of a handle (handles.pxd), for a file that is read without one
+    uint8_t unused[2]
     uint8_t bytes[INODE_BYTES]
 
 cdef struct HandleBuffer:    # struct file_handle with room for the largest handle

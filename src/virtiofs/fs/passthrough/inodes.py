@@ -411,6 +411,7 @@ def enroll(
     inode.recent = 1
     inode.parent = 0
     inode.trust = HANDLE_SURE
+    inode.silent = 0
     if taken != cython.NULL:
         keep_handle(inode, taken, trust)
     elif have_handle:
@@ -422,7 +423,7 @@ def enroll(
     else:
         inode.way = WAY_DESCRIPTOR
     if fd >= 0:
-        join_pool(store, inode, fd)
+        join_pool(store, inode, fd, 0)
     else:
         inode.fd = -1
     bucket = bucket_of(store, inode.dev, inode.ino)

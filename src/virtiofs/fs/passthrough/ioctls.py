@@ -7,12 +7,12 @@ command is ENOTTY, as for a file system that has none.
 """
 
 import cython
-from cython.cimports.libc.errno import EBADF, EINVAL, EPERM, EROFS, errno
+from cython.cimports.libc.errno import EINVAL, EPERM, EROFS, errno
 from cython.cimports.libc.stdint import uint32_t
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.virtiofs.fs.passthrough.context import Share
-from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_pin, handle_unpin
 from cython.cimports.virtiofs.fs.passthrough.host import ENOTTY
+from cython.cimports.virtiofs.fs.passthrough.unopened import File, file_pin, file_unpin
 from cython.cimports.virtiofs.fuse.layout import FUSE_IOCTL_DIR, fuse_ioctl_in, fuse_ioctl_out
 from cython.cimports.virtiofs.fuse.request import Request
 
@@ -32,7 +32,7 @@ def ioctl_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     size: uint32_t = 4
     error: cython.int
     writes: cython.bint = args.cmd == FS_IOC_SETFLAGS or args.cmd == FS_IOC_FSSETXATTR
-    handle: cython.pointer(Handle)
+    file: File
     if args.cmd == FS_IOC_FSGETXATTR or args.cmd == FS_IOC_FSSETXATTR:
         size = cython.sizeof(fsxattr)
     elif args.cmd != FS_IOC_GETFLAGS and args.cmd != FS_IOC_SETFLAGS:
@@ -43,14 +43,14 @@ def ioctl_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
         return -EINVAL
     if not writes and (args.out_size < size or request.out_size < cython.sizeof(fuse_ioctl_out) + size):
         return -EINVAL
-    handle = handle_pin(cython.address(share.handles), args.fh, args.flags & FUSE_IOCTL_DIR != 0)
-    if handle == cython.NULL:
-        return -EBADF
+    error = file_pin(share, request, args.fh, args.flags & FUSE_IOCTL_DIR != 0, cython.address(file))
+    if error:
+        return error
     if writes:
-        error = change(handle.fd, args.cmd, request)
+        error = change(file.fd, args.cmd, request)
     else:
-        error = show(handle.fd, args.cmd, request, size)
-    handle_unpin(cython.address(share.handles), handle)
+        error = show(file.fd, args.cmd, request, size)
+    file_unpin(share, cython.address(file))
     return error
 
 

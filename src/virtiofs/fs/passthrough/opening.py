@@ -2,7 +2,18 @@
 """OPEN, CREATE and TMPFILE: how a guest comes to a handle, and what it may not open."""
 
 import cython
-from cython.cimports.libc.errno import EEXIST, EINVAL, EISDIR, ENOENT, ENXIO, EPERM, EROFS, errno
+from cython.cimports.libc.errno import (
+    EEXIST,
+    EINVAL,
+    EISDIR,
+    ENOENT,
+    ENOSYS,
+    ENOTDIR,
+    ENXIO,
+    EPERM,
+    EROFS,
+    errno,
+)
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.libc.string import memset
@@ -18,6 +29,7 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     O_ACCMODE,
     O_CLOEXEC,
     O_CREAT,
+    O_DIRECTORY,
     O_EXCL,
     O_NOATIME,
     O_NOFOLLOW,
@@ -49,6 +61,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
 )
 from cython.cimports.virtiofs.fs.passthrough.names import dress
 from cython.cimports.virtiofs.fuse.layout import (
+    FUSE_NO_OPEN_SUPPORT,
     FUSE_OPEN_KILL_SUIDGID,
     FUSE_WRITEBACK_CACHE,
     fuse_create_in,
@@ -130,6 +143,26 @@ def open_inode(
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def open_directory(share: cython.pointer(Share), inode: cython.pointer(Inode)) -> cython.int:
+    """Open a pinned inode, if it is a directory, to read its entries: a descriptor or a negative errno."""
+    fd: cython.int = -1
+    flags: cython.int = O_RDONLY | O_DIRECTORY | O_CLOEXEC
+    directory: cython.int
+    if inode.type != S_IFDIR:
+        return -ENOTDIR
+    directory = inode_descriptor(cython.address(share.inodes), inode)
+    if directory < 0:
+        return directory
+    if share.read_only:
+        fd = openat(directory, b".", flags | O_NOATIME)
+    if fd < 0:
+        fd = openat(directory, b".", flags)
+    return fd if fd >= 0 else -errno
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def reply_open(
     share: cython.pointer(Share),
     out: cython.pointer(fuse_open_out),
@@ -139,6 +172,8 @@ def reply_open(
 ) -> cython.int:
     memset(out, 0, cython.sizeof(fuse_open_out))
     out.open_flags = share.open_file
+    if flags & O_ACCMODE == O_RDONLY:
+        out.open_flags |= share.open_to_read
     return handle_open(cython.address(share.handles), fd, nodeid, flags, False, cython.address(out.fh))
 
 
@@ -149,7 +184,10 @@ def open_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
     args: cython.pointer(fuse_open_in) = cython.cast(cython.pointer(fuse_open_in), request.args)
     fd: cython.int
-    inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), request.header.nodeid)
+    inode: cython.pointer(Inode)
+    if request.session_flags & FUSE_NO_OPEN_SUPPORT:
+        return -ENOSYS  # it is not asked again: see unopened.py
+    inode = inode_pin(cython.address(share.inodes), request.header.nodeid)
     if inode == cython.NULL:
         return -ESTALE
     fd = open_inode(share, request, inode, args.flags, args.open_flags)

@@ -132,6 +132,9 @@ class CacheMode(NamedTuple):
     open_directory: int  # FOPEN_* of directories
     init_flags: int
     readdirplus: bool  # attributes with directory entries: of use only if they may be trusted for a while
+    unopened: bool = (
+        False  # what is only read need not be opened: what OPEN would say is what the guest assumes
+    )
 
 
 KEPT = layout.FOPEN_KEEP_CACHE | layout.FOPEN_CACHE_DIR
@@ -140,7 +143,7 @@ CACHE_MODES = {
     "never": CacheMode(0.0, layout.FOPEN_DIRECT_IO, 0, 0, False),
     "metadata": CacheMode(DAY, layout.FOPEN_DIRECT_IO, KEPT, layout.FUSE_CACHE_SYMLINKS, True),
     "auto": CacheMode(1.0, 0, 0, 0, True),
-    "always": CacheMode(DAY, layout.FOPEN_KEEP_CACHE, KEPT, layout.FUSE_CACHE_SYMLINKS, True),
+    "always": CacheMode(DAY, layout.FOPEN_KEEP_CACHE, KEPT, layout.FUSE_CACHE_SYMLINKS, True, True),
 }
 
 
@@ -155,7 +158,8 @@ class Passthrough(Filesystem):
     on, for a process that can no longer reach it by name (-1).
 
     `shared_locks`: take the guest's locks on the host, where other guests and programs see them; otherwise it keeps
-    them to itself; a wait for one ends after `wait_limit` seconds.  `announce_submounts`: mounts of the host below
+    them to itself (None: shared, but where OPEN can be spared without); a wait for one ends after `wait_limit`
+    seconds.  `announce_submounts`: mounts of the host below
     the directory are mounts in the guest, too, with device numbers of their own.
 
     `xattr_rules`: which extended attributes the guest has, and what they are called on the host
@@ -184,7 +188,7 @@ class Passthrough(Filesystem):
         valid: float | None = None,
         max_open: int = 0,
         file_handles: str = "prefer",
-        shared_locks: bool = True,
+        shared_locks: bool | None = None,
         wait_limit: float = 600.0,
         announce_submounts: bool = True,
         proc: int = -1,
@@ -236,6 +240,7 @@ class Passthrough(Filesystem):
             share.valid = int((mode.valid if valid is None else valid) * 1_000_000_000)
             share.open_file = mode.open_file
             share.open_directory = mode.open_directory
+            share.open_to_read = 0
             share.guest_flags = (
                 GUEST_FLAGS | (os.O_DIRECT if direct_io else 0) | (os.O_NOATIME if noatime else 0)
             )
@@ -281,6 +286,18 @@ class Passthrough(Filesystem):
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS | mode.init_flags
+        if read_only and mode.unopened:
+            self.init_flags |= layout.FUSE_NO_OPENDIR_SUPPORT
+            # Nobody gives an flock(2) back that a guest takes without a handle; O_DIRECT comes with OPEN only.
+            if not shared_locks and not direct_io:
+                shared_locks = False
+                # Without OPEN the guest would take a file for truncated that it can not truncate.
+                self.init_flags = self.init_flags & ~layout.FUSE_ATOMIC_O_TRUNC | layout.FUSE_NO_OPEN_SUPPORT
+        if shared_locks is None:
+            shared_locks = True
+        if not shared_locks:
+            # Closing a file that was only read can report nothing, and gives no lock back.
+            share.open_to_read = layout.FOPEN_NOFLUSH
         if mode.readdirplus if readdirplus is None else readdirplus:
             self.init_flags |= READDIRPLUS_FLAGS
         if writeback:

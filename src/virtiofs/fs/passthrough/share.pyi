@@ -12,6 +12,7 @@ class CacheMode(NamedTuple):
     open_directory: int
     init_flags: int
     readdirplus: bool
+    unopened: bool = False
 
 CACHE_MODES: dict[str, CacheMode]
 
@@ -23,7 +24,7 @@ class Passthrough(Filesystem):
         valid: float | None = None,
         max_open: int = 0,
         file_handles: str = "prefer",
-        shared_locks: bool = True,
+        shared_locks: bool | None = None,
         wait_limit: float = 600.0,
         announce_submounts: bool = True,
         proc: int = -1,
