@@ -27,18 +27,19 @@ UNKNOWN = 1 << 32 | 1  # a handle that nobody was given
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    place = tmp_path / "share"
-    place.mkdir()
-    (place / "file").write_bytes(CONTENTS)
-    (place / "directory").mkdir()
-    (place / "link").symlink_to("file")
-    os.mkfifo(place / "fifo")
-    with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(place):
-        sock.bind("socket")
-    for path in (place, place / "file", place / "directory"):
-        os.chown(path, USER, USER) if os.geteuid() == 0 else None
-    return place
+def share() -> Iterator[Path]:
+    with devices.share_for("ours") as base:  # which everybody can reach, other than pytest's own directories
+        place = base / "share"
+        place.mkdir()
+        (place / "file").write_bytes(CONTENTS)
+        (place / "directory").mkdir()
+        (place / "link").symlink_to("file")
+        os.mkfifo(place / "fifo")
+        with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(place):
+            sock.bind("socket")
+        for path in (place, place / "file", place / "directory"):
+            os.chown(path, USER, USER) if os.geteuid() == 0 else None
+        yield place
 
 
 @contextlib.contextmanager
