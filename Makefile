@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test check bench build debug fuzz testbed lint types quick clean
+.PHONY: help demo test check bench build debug fuzz testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
@@ -17,6 +17,7 @@ help:
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
 	@echo "make testbed  Debian packages and a kernel for guests"
+	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=qemu kernel for those)"
 	@echo "make clean    remove what was built"
 
 demo: build testbed
@@ -52,6 +53,9 @@ fuzz: $(VENV)/.installed
 
 testbed:
 	@$(PYTHON) tools/testbed
+
+testbed-trixie:
+	@$(PYTHON) tools/trixie $(PARTS)
 
 docs/operations.md: build
 	$(RUN) tools/operations >$@
