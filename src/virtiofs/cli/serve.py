@@ -43,6 +43,8 @@ MAX_QUEUES = 64
 DEFAULT_QUEUES = min(len(os.sched_getaffinity(0)), 8)
 MIN_DESCRIPTORS = 1400
 MAX_LOCK_WAIT = 30 * 86400
+MIN_WINDOW, MAX_WINDOW = 2 << 20, 512 << 20
+DAX_FROM = {"never": 0, "inode": 32 << 10, "always": 1}  # the least size of a file
 DEFAULT_TAG = "virtiofs"
 # With many shares the others wait while one front end sends a message, so it has less time for it.
 PATIENCE_SECONDS = 2.0
@@ -81,6 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_QUEUES,
         help="request queues a VMM may use, 1 to 64 (%(default)s: one for each processor, at most 8)",
+    )
+    parser.add_argument(
+        "--dax-window",
+        metavar="SIZE",
+        help="give the guest a window of this size, as 512M, to map files in (docs/dax.md); it takes QEMU 11.1's"
+        " vhost-user-test-device-pci",
+    )
+    parser.add_argument(
+        "--dax",
+        metavar="WHEN",
+        choices=["never", "inode", "always"],
+        default="inode",
+        help="which files the guest is told to map, if its mount leaves that to us: never any; inode, those of whole"
+        " pages from 32 KiB; always, all of whole pages (%(default)s)",
     )
     parser.add_argument(
         "--no-announce-submounts",
@@ -225,12 +241,19 @@ def main(options: argparse.Namespace) -> int:
     try:
         check_numbers(options)
         settings = passthrough_settings(options)
+        window = window_size(options.dax_window)
+        if window:
+            settings["dax_from"] = DAX_FROM[options.dax]
+        if window and options.readonly:
+            raise ValueError(
+                "--readonly leaves nothing to --dax-window: front ends map every page writable; use one of the two"
+            )
         walls = make_walls(options, log)
         add_port = None
         if options.socket_dir is None:
-            ports.append(single_port(options, settings, walls, log))
+            ports.append(single_port(options, settings, walls, log, window))
         else:
-            add_port = port_maker(options, settings, walls, log, ports)
+            add_port = port_maker(options, settings, walls, log, ports, window)
             for text in options.share:
                 ports.append(add_port(text))
         supervisor = Supervisor(ports, log, walls.leave, add_port)
@@ -262,6 +285,21 @@ def check_numbers(options: argparse.Namespace) -> None:
         check_descriptor(options.ready_fd)
 
 
+def window_size(text: str | None) -> int:
+    """Bytes of "512M", 0 of None.  Raises `ValueError` for a size that a window can not have.
+
+    QEMU aborts over one that is no power of two, and becomes slower with each mapping, of 2 MiB (seen).
+    """
+    if text is None:
+        return 0
+    units = {"K": 10, "M": 20, "G": 30}
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in units else (text, "")
+    size = int(number) << units.get(unit, 0) if number.isascii() and number.isdecimal() else 0
+    if not MIN_WINDOW <= size <= MAX_WINDOW or size & (size - 1):
+        raise ValueError(f"--dax-window takes a power of two from 2M to 512M, not {text}")
+    return size
+
+
 def make_walls(options: argparse.Namespace, log: Log) -> Walls:
     """The walls around each worker.  Raises `ValueError` and `OSError`."""
     from virtiofs.sandbox.walls import Walls
@@ -273,6 +311,7 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         options.modcaps,
         file_handles=options.inode_file_handles != "never",
         descriptors=options.rlimit_nofile,
+        dax=getattr(options, "dax_window", None) is not None,
         warn=log.warning,
     )
 
@@ -294,7 +333,9 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log) -> Port:
+def single_port(
+    options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log, window: int = 0
+) -> Port:
     """The port of the form with one DIR."""
     from virtiofs.daemon.port import Port
     from virtiofs.vhostuser.transport import adopt, listen
@@ -306,6 +347,7 @@ def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Wa
         settings,
         walls,
         options.directory,
+        window,
     )
     if options.socket is not None:
         return Port(share, options.queues, log, listen(options.socket), path=os.path.abspath(options.socket))
@@ -314,7 +356,12 @@ def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Wa
 
 
 def port_maker(
-    options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log, ports: list[Port]
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    walls: Walls,
+    log: Log,
+    ports: list[Port],
+    window: int = 0,
 ) -> Callable[[str], Port]:
     """What makes a port that listens in the socket directory from "TAG=DIR[:ro]"; `ports` are those there are."""
     from virtiofs.daemon.port import Port
@@ -326,7 +373,9 @@ def port_maker(
         tag, path, read_only = parse_share(text)
         if any(port.tag == tag for port in ports):
             raise ValueError(f"there is a share {tag} already; choose another tag, or remove that one first")
-        share = make_share(tag, check_path(path), read_only or options.readonly, settings, walls, path)
+        share = make_share(
+            tag, check_path(path), read_only or options.readonly, settings, walls, path, window
+        )
         socket = os.path.join(directory, f"{tag}.sock")
         return Port(
             share,
@@ -365,11 +414,18 @@ def parse_share(text: str) -> tuple[str, str, bool]:
 
 
 def make_share(
-    tag: str, path: str, read_only: bool, settings: dict[str, Any], walls: Walls, where: str
+    tag: str,
+    path: str,
+    read_only: bool,
+    settings: dict[str, Any],
+    walls: Walls,
+    where: str,
+    window: int = 0,
 ) -> Share:
     """The share of a directory, or of a single file; `path` is absolute.  Raises `ValueError`.
 
-    The walls around a single file are those around its directory.
+    The walls around a single file are those around its directory.  `window`: bytes of its DAX window; one that is
+    read-only has none.
     """
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
@@ -382,7 +438,9 @@ def make_share(
     def make(place: Place) -> Passthrough:
         return Passthrough(place.directory, read_only, only=only, proc=place.proc, **settings)
 
-    return Share(check_tag(tag), where, make, walls.around(directory, read_only), read_only)
+    return Share(
+        check_tag(tag), where, make, walls.around(directory, read_only), read_only, 0 if read_only else window
+    )
 
 
 def check_directory(path: str) -> str:

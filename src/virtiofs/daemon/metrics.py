@@ -27,12 +27,17 @@ FAMILIES = (
     ("virtiofs_handles", "gauge", "Files the guest has open."),
     ("virtiofs_descriptors", "gauge", "Descriptors kept for inodes."),
     ("virtiofs_evictions_total", "counter", "Descriptors taken from inodes, since the VMM connected."),
+    ("virtiofs_dax_mappings", "gauge", "Ranges of the DAX window that stand for pieces of files."),
+    ("virtiofs_dax_evictions_total", "counter", "Ranges the guest took from files, since the VMM connected."),
+    ("virtiofs_dax_refused_total", "counter", "Files without DAX and mappings refused, by reason."),
 )
 FROM_STATISTICS = {
     "inodes": "virtiofs_inodes",
     "handles": "virtiofs_handles",
     "descriptors": "virtiofs_descriptors",
     "evictions": "virtiofs_evictions_total",
+    "dax_mappings": "virtiofs_dax_mappings",
+    "dax_evictions": "virtiofs_dax_evictions_total",
 }
 
 
@@ -62,6 +67,8 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
     for key, value in status["filesystem"].items():
         if key in FROM_STATISTICS:
             put(FROM_STATISTICS[key], value)
+    for reason, count in sorted(status["filesystem"].get("dax_refused", {}).items()):
+        put("virtiofs_dax_refused_total", count, f',reason="{escape(reason)}"')
 
 
 def put_operation(samples: dict[str, list[str]], labels: str, row: list[int]) -> None:

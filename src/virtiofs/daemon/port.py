@@ -37,7 +37,7 @@ Source = tuple[int, Callable[[], None]]
 class Share:
     """A tree to serve.  `make` makes its file system; it runs in each worker, inside `walls`.
 
-    `where` is for people to read.
+    `where` is for people to read.  `window_size`: bytes of the device's DAX window, 0 for none.
     """
 
     def __init__(
@@ -47,12 +47,14 @@ class Share:
         make: Callable[[Place], Filesystem],
         walls: Walls,
         read_only: bool = False,
+        window_size: int = 0,
     ):
         self.tag = tag
         self.where = where
         self.make = make
         self.walls = walls
         self.read_only = read_only
+        self.window_size = window_size
 
 
 class SocketFile:
@@ -199,6 +201,7 @@ class Port:
             "connected": self.peer,
             "connections": self.connections,
             "worker": self._worker[0] if self._worker else None,
+            "dax_window": self.share.window_size,
             "queues": {},
             "filesystem": {},
         }
@@ -246,8 +249,11 @@ class Port:
         self._log.info(f"process {self.peer} connected")
         self.connections += 1
         self._connection = Connection(sock, self._patience)
-        self._device = ShareDevice(self.share.tag, self._queues, self._worker[1], self._log)
+        self._device = ShareDevice(
+            self.share.tag, self._queues, self._worker[1], self._log, self.share.window_size
+        )
         self._back_end = BackEnd(self._device, self._log.warning)
+        self._device.back_end = self._back_end
 
     def _step(self) -> None:
         """Deal with one message of the front end."""
@@ -284,7 +290,9 @@ class Port:
 
     def _start_worker(self) -> None:
         try:
-            self._worker = worker.start(self.share.make, self._log, self.share.walls)
+            self._worker = worker.start(
+                self.share.make, self._log, self.share.walls, worker.serve_queues(self.share.window_size)
+            )
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None
 

@@ -26,7 +26,7 @@ from cython.cimports.virtiofs.fuse.events import (
     epoll_wait,
 )
 from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
-from cython.cimports.virtiofs.fuse.session import WAITING, Session
+from cython.cimports.virtiofs.fuse.session import LEFT, WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import now
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, relax, store_release_u32
 from cython.cimports.virtiofs.virtqueue.split import SplitQueue
@@ -214,6 +214,8 @@ class QueueLoop(Loop):
             timed = self.requests % SAMPLED == 0
             if timed:
                 began = now()
+            self.request.plain_in = self.queue.chain.readable_plain
+            self.request.plain_out = self.queue.chain.writable_plain
             length = self.session.serve(
                 cython.address(self.request),
                 self.queue.chain.readable,
@@ -223,6 +225,9 @@ class QueueLoop(Loop):
                 self.queue.chain.writable_count,
                 self.queue.chain.writable_bytes,
             )
+            if length == LEFT:
+                self.queue.leave()
+                continue
             self.requests += 1
             if length == WAITING:
                 if self.hold(self.queue.chain.head):

@@ -12,6 +12,7 @@ cdef enum:
     MAX_NAMES = 2
     MAX_GROUPS = 32
     HEAD_PIECES = 16         # the reply's header has 16 bytes, each of which may lie in a piece of its own
+    AGAIN = 2                # what a handler returns that did nothing, as the queue is about to stop: the chain stays in the ring
     WAIT = 1                 # what a handler returns to be called again later, with the same arguments
 
 cdef enum NameKind:
@@ -57,6 +58,8 @@ cdef struct Request:
     bint in_place
     int error                # what was answered: 0 or a negative errno
     uint64_t session_flags   # what INIT negotiated
+    uint64_t plain_in        # bytes that may be touched, and not only be passed to system calls: readable ones
+    uint64_t plain_out       # and writable ones
 
 ctypedef int (*Handler)(void* context, Request* request) noexcept nogil
 ctypedef void (*Hook)(void* context) noexcept nogil

@@ -7,6 +7,7 @@ cdef enum:
     INTERRUPTS = 64                  # remembered: as many as could come between two looks at them
     MAX_WRITE = 1 << 20              # bytes of data of one READ or WRITE
     WAITING = 0xFFFFFFFF             # what `serve` returns for a request that is not finished
+    LEFT = 0xFFFFFFFE                # and for one that was not begun
 
 cdef class Session:
     cdef Handlers handlers

@@ -32,7 +32,7 @@ cdef struct Inode:           # 256 bytes
     uint8_t keep             # unlinked: the descriptor is the only way left
     uint16_t size            # of `bytes`
     uint8_t recent           # used since the clock hand last came by
-    uint8_t unused
+    uint8_t mapped           # the guest mapped it (mappings.py)
     int32_t handle_type
     uint8_t bytes[INODE_BYTES]
 

@@ -41,6 +41,7 @@ class Passthrough(Filesystem):
         mmap: bool = False,
         noatime: bool = False,
         only: str = "",
+        dax_from: int | None = None,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
