@@ -35,6 +35,8 @@ from virtiofs.dax.tail import PAGE, Tail
 
 MAX_PIECES = 480
 INTERRUPTED_SECONDS = 0.001  # until a request that was interrupted comes again
+# A file loses by DAX when this many times as many ranges as the window has were mapped again just after they were taken.
+LOSING = 2
 REMEMBERED = 1024  # files whose regions are known for the window's after they were unmapped
 RANGE = 2 << 20  # what Linux maps at a time (FUSE_DAX_SHIFT)
 MAX_SIZE = MAX_PIECES * RANGE
@@ -128,6 +130,11 @@ class Window:
         self._base: int | None = None
         self._refused: dict[str, int] = {}
         self._evictions = 0
+        self._taken: OrderedDict[tuple[Identity, int], None] = (
+            OrderedDict()
+        )  # ranges lately taken from a full window
+        self._returned: dict[Identity, int] = {}
+        self._losing: set[Identity] = set()
 
     # --- what the supervisor says, by the worker's main thread ---
 
@@ -310,6 +317,10 @@ class Window:
             "dax_refused": dict(self._refused),
         }
 
+    def loses(self, dev: int, ino: int) -> bool:
+        """Whether a file is better served without DAX, as the window is too small for how it is read."""
+        return (dev, ino) in self._losing
+
     def count_refusal(self, reason: str) -> None:
         self._refused[reason] = self._refused.get(reason, 0) + 1
 
@@ -382,6 +393,7 @@ class Window:
         self._clear(start, start + length)
         if self._pieces + 2 > MAX_PIECES or len(self._ranges) >= MAX_PIECES:
             raise Refused(errno.ENOMEM, "full", "no room for more mappings")
+        self._judge(file, foffset)
         range = Range(file, start, length, foffset, writable)
         self._ranges[start] = range
         file.ranges.append(range)
@@ -392,6 +404,14 @@ class Window:
         except OSError:
             self._forget(range)
             raise
+
+    def _judge(self, file: File, foffset: int) -> None:
+        """A range is mapped: it is no gain if it was taken away just now, to make room."""
+        if self._taken.pop((file.identity, foffset), False) is False:
+            return
+        returned = self._returned[file.identity] = self._returned.get(file.identity, 0) + 1
+        if returned >= LOSING * self.size // RANGE and len(self._losing) < REMEMBERED:
+            self._losing.add(file.identity)
 
     def _clear(self, start: int, end: int) -> None:
         """Make [start, end) empty; of a range that reaches beyond, the rest stays."""
@@ -405,6 +425,10 @@ class Window:
             if end < range.end:
                 rests.append((end, range.end, range.foffset + end - range.start))
             self._unmap_from(range, 0)
+            if 4 * len(self._ranges) * RANGE >= 3 * self.size:
+                self._taken[file.identity, range.foffset] = None
+                while len(self._taken) > 2 * self.size // RANGE:
+                    self._taken.popitem(last=False)
             self._remove(range)
             self._evictions += 1
             for first, last, foffset in rests:

@@ -12,8 +12,10 @@ for these two requests, and for others about files that are mapped.  The rules h
 - a guest learns a size only when its mappings reach that far (`tell_of_file`).
 """
 
+import os
+
 import cython
-from cython.cimports.libc.errno import EACCES, EBADF, EEXIST, EINVAL, EIO, EROFS
+from cython.cimports.libc.errno import EACCES, EBADF, EEXIST, EINVAL, EIO, ENOSYS, EROFS
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.stdio import snprintf
 from cython.cimports.virtiofs.fs.passthrough.context import Share
@@ -100,7 +102,7 @@ def setupmapping(context: cython.p_void, request: cython.pointer(Request)) -> cy
     fd: cython.int
     inode: cython.pointer(Inode)
     if share.window == cython.NULL:
-        return -EINVAL
+        return -ENOSYS
     if not share.window_exact:
         writable = True
     if share.read_only and writable:
@@ -159,7 +161,7 @@ def removemapping(context: cython.p_void, request: cython.pointer(Request)) -> c
     )
     error: cython.int
     if share.window == cython.NULL:
-        return -EINVAL
+        return -ENOSYS
     if args.count > MOST_REMOVED or request.tail_size != args.count * cython.sizeof(fuse_removemapping_one):
         return -EINVAL
     with cython.gil:
@@ -256,10 +258,23 @@ def tell_of_file(
         return
     if status.stx_size % PAGE:
         count_refusal(share, b"size")
+    elif share.window_used and loses(share, status):
+        count_refusal(share, b"thrashing")
     elif may_write(share, nodeid, status):
         attr.flags |= FUSE_ATTR_DAX
     else:
         count_refusal(share, b"open")
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def loses(share: cython.pointer(Share), status: cython.pointer(statx_t)) -> cython.bint:
+    """Whether a file turned out to be better served without DAX."""
+    answer: cython.bint
+    with cython.gil:
+        answer = window_loses(share, status)
+    return answer
 
 
 @cython.cfunc
@@ -368,6 +383,16 @@ def window_clear(share: cython.pointer(Share)) -> cython.int:
     except Exception:
         return -EIO
     return 0
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def window_loses(share: cython.pointer(Share), status: cython.pointer(statx_t)) -> cython.bint:
+    try:
+        dev: object = os.makedev(status.stx_dev_major, status.stx_dev_minor)
+        return cython.cast(object, share.window).loses(dev, status.stx_ino)
+    except Exception:
+        return False
 
 
 @cython.cfunc
