@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test heavy check bench build debug fuzz testbed testbed-trixie lint types quick clean
+.PHONY: help demo test heavy check bench build debug fuzz guests testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
@@ -17,11 +17,12 @@ help:
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
-	@echo "make testbed  Debian packages and a kernel for guests"
+	@echo "make guests   Debian packages and a kernel for guests"
+	@echo "make testbed  that, and as root a newer QEMU and kernel, beside the system, for tests of DAX"
 	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=qemu kernel for those)"
 	@echo "make clean    remove what was built"
 
-demo: build testbed
+demo: build guests
 	@tools/demo $(VENV)/bin/virtiofs
 
 test: lint types quick heavy
@@ -38,7 +39,7 @@ check: lint types build
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not guest" --device ours
 
 # A daemon that failed is named in the report and is no reason to leave out the page.
-bench: build testbed
+bench: build guests
 	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
 	-$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md --html benchmarks/latest.html
 
@@ -63,13 +64,17 @@ fuzz: $(VENV)/.installed
 	tools/fuzz-build $(RUN)
 	fuzz/run --python $(RUN) --seconds $(T)
 
-testbed:
+guests:
 	@$(PYTHON) tools/testbed
+
+# Besides, for DAX: QEMU and a kernel of Debian 13, which only root can prepare; without them its tests are skipped.
+testbed: guests
+	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie qemu kernel || echo "tests of DAX in guests are skipped"; fi
 
 testbed-trixie:
 	@$(PYTHON) tools/trixie $(PARTS)
 
-docs/conformance.md: build testbed
+docs/conformance.md: build guests
 	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
 	-$(VENV)/bin/virtiofs check --installed --quiet --markdown $@
 

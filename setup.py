@@ -41,6 +41,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.owners",
     "virtiofs.fs.passthrough.credentials",
     "virtiofs.fs.passthrough.attributes",
+    "virtiofs.fs.passthrough.mappings",
     "virtiofs.fs.passthrough.names",
     "virtiofs.fs.passthrough.opening",
     "virtiofs.fs.passthrough.unopened",

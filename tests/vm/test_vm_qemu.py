@@ -22,7 +22,7 @@ from virtiofs.vm.qmp import Monitor
 def machine(**changes: object) -> Machine:
     shares = [Share("data", "/run/a,b.sock", "/mnt"), Share("more", "/run/c.sock", "/mnt1", True)]
     channels = Channels(monitor=3, stdin=4, stdout=5, stderr=6, control=7)
-    default = Machine("qemu", "tcg", "/boot/vmlinuz", "/tmp/ramdisk", "/tmp/console", shares, channels)
+    default = Machine(["qemu"], "tcg", "/boot/vmlinuz", "/tmp/ramdisk", "/tmp/console", shares, channels)
     return default._replace(**changes)  # type: ignore[arg-type]
 
 

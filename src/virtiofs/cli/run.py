@@ -34,6 +34,7 @@ from virtiofs.vm.guest import Guest, GuestError, GuestTimeout, Share
 
 __all__ = ["add_arguments", "main"]
 
+DAX_WINDOW = "256M"
 TIMED_OUT = 124  # as timeout(1)
 FAILED = 125  # as env(1) and chroot(1), when they themselves fail
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -111,6 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: KVM where it really works, else TCG",
     )
     add("--timeout", type=_seconds, default=300.0, metavar="S", help="seconds for everything (default: 300)")
+    add(
+        "--dax",
+        action="store_true",
+        help="map the files into the guest's memory (docs/dax.md); needs QEMU 11.1, the machine's or the testbed's",
+    )
     add(
         "--daemon",
         metavar="CMD",
@@ -201,7 +207,7 @@ class Daemon:
         self._ready, theirs = os.pipe()
         self._told_when_ready = args.daemon is None
         command = (
-            _serve_command(mount, share, args.queues, theirs)
+            _serve_command(mount, share, args.queues, theirs) + _dax_options(mount, args.dax)
             if args.daemon is None
             else _other_command(args.daemon, mount, share)
         )
@@ -285,6 +291,11 @@ def _serve_command(mount: Mount, share: Share, queues: int, ready: int) -> list[
     return command + (["--readonly"] if mount.read_only else [])
 
 
+def _dax_options(mount: Mount, dax: bool) -> list[str]:
+    """A read-only share has no window (docs/dax.md)."""
+    return ["--dax-window", DAX_WINDOW, "--dax", "always"] if dax and not mount.read_only else []
+
+
 def _other_command(template: str, mount: Mount, share: Share) -> list[str]:
     words = shlex.split(template)
     if not any("{socket}" in word for word in words):
@@ -319,6 +330,7 @@ def _guest(
         verbose=args.verbose,
         terminal=interactive,
         progress=status.show,
+        dax=args.dax,
     )
 
 

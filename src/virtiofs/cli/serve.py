@@ -44,6 +44,8 @@ DEFAULT_QUEUES = min(len(os.sched_getaffinity(0)), 8)
 MIN_DESCRIPTORS = 1400
 MAX_POOL_THREADS = 64
 MAX_LOCK_WAIT = 30 * 86400
+MIN_WINDOW, MAX_WINDOW = 2 << 20, 512 << 20
+DAX_FROM = {"never": 0, "inode": 32 << 10, "always": 1}  # the least size of a file
 DEFAULT_TAG = "virtiofs"
 # With many shares the others wait while one front end sends a message, so it has less time for it.
 PATIENCE_SECONDS = 2.0
@@ -96,6 +98,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="threads for requests that wait for a disk, such as reads of what is not cached; 0: each queue waits"
         " itself (%(default)s)",
+    )
+    parser.add_argument(
+        "--dax-window",
+        metavar="SIZE",
+        help="give the guest a window of this size, as 512M, to map files in (docs/dax.md); it takes QEMU 11.1's"
+        " vhost-user-test-device-pci",
+    )
+    parser.add_argument(
+        "--dax",
+        metavar="WHEN",
+        choices=["never", "inode", "always"],
+        default="inode",
+        help="which files the guest is told to map, if its mount leaves that to us: never any; inode, those of whole"
+        " pages from 32 KiB; always, all of whole pages (%(default)s)",
     )
     parser.add_argument(
         "--no-announce-submounts",
@@ -239,12 +255,21 @@ def main(options: argparse.Namespace) -> int:
     try:
         check_numbers(options)
         settings = passthrough_settings(options)
+        window = window_size(options.dax_window)
+        if window:
+            settings["dax_from"] = DAX_FROM[options.dax]
+            # What waits for the front end can be left in the ring by a queue's thread, and by no other.
+            settings["pool_threads"] = 0
+        if window and options.readonly:
+            raise ValueError(
+                "--readonly leaves nothing to --dax-window: front ends map every page writable; use one of the two"
+            )
         walls = make_walls(options, log)
         add_port = None
         if options.socket_dir is None:
-            ports.append(single_port(options, settings, walls, log))
+            ports.append(single_port(options, settings, walls, log, window))
         else:
-            add_port = port_maker(options, settings, walls, log, ports)
+            add_port = port_maker(options, settings, walls, log, ports, window)
             for text in options.share:
                 ports.append(add_port(text))
         supervisor = Supervisor(ports, log, walls.leave, add_port)
@@ -278,6 +303,21 @@ def check_numbers(options: argparse.Namespace) -> None:
         check_descriptor(options.ready_fd)
 
 
+def window_size(text: str | None) -> int:
+    """Bytes of "512M", 0 of None.  Raises `ValueError` for a size that a window can not have.
+
+    QEMU aborts over one that is no power of two, and becomes slower with each mapping, of 2 MiB (seen).
+    """
+    from virtiofs.cli.sizes import parse_size
+
+    if text is None:
+        return 0
+    size = parse_size(text)
+    if not MIN_WINDOW <= size <= MAX_WINDOW or size & (size - 1):
+        raise ValueError(f"--dax-window takes a power of two from 2M to 512M, not {text}")
+    return size
+
+
 def make_walls(options: argparse.Namespace, log: Log) -> Walls:
     """The walls around each worker.  Raises `ValueError` and `OSError`."""
     from virtiofs.sandbox.walls import Walls
@@ -289,6 +329,7 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         options.modcaps,
         file_handles=options.inode_file_handles != "never",
         descriptors=options.rlimit_nofile,
+        dax=getattr(options, "dax_window", None) is not None,
         warn=log.warning,
         **ownership.id_maps(options),
     )
@@ -312,7 +353,9 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log) -> Port:
+def single_port(
+    options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log, window: int = 0
+) -> Port:
     """The port of the form with one DIR."""
     from virtiofs.daemon.port import Port
     from virtiofs.vhostuser.transport import adopt, listen
@@ -325,6 +368,7 @@ def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Wa
         walls,
         options.directory,
         common_quota(options),
+        window,
     )
     if options.socket is not None:
         return Port(share, options.queues, log, listen(options.socket), path=os.path.abspath(options.socket))
@@ -333,7 +377,12 @@ def single_port(options: argparse.Namespace, settings: dict[str, Any], walls: Wa
 
 
 def port_maker(
-    options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log, ports: list[Port]
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    walls: Walls,
+    log: Log,
+    ports: list[Port],
+    window: int = 0,
 ) -> Callable[[str], Port]:
     """What makes a port that listens in the socket directory from a share as `parse_share` reads it.
 
@@ -357,6 +406,7 @@ def port_maker(
             walls,
             path,
             quota or quota_of_all,
+            window,
         )
         socket = os.path.join(directory, f"{tag}.sock")
         return Port(
@@ -430,10 +480,12 @@ def make_share(
     walls: Walls,
     where: str,
     limit: int = 0,
+    window: int = 0,
 ) -> Share:
     """The share of a directory, or of a single file; `path` is absolute.  `limit`: of a quota, 0 for none.
 
-    Raises `ValueError`.  The walls around a single file are those around its directory.
+    `window`: bytes of its DAX window; a read-only share has none.  The walls around a single file are those around
+    its directory.  Raises `ValueError`.
     """
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
@@ -444,6 +496,10 @@ def make_share(
         directory, only = os.path.split(path)
 
     quota = None
+    if limit and window:
+        raise ValueError(
+            "a share has a quota or a DAX window: what is stored through a mapping is not counted; use one of the two"
+        )
     if limit and not read_only:
         from virtiofs.fs.passthrough.account import Quota
 
@@ -452,7 +508,15 @@ def make_share(
     def make(place: Place) -> Passthrough:
         return Passthrough(place.directory, read_only, only=only, proc=place.proc, quota=quota, **settings)
 
-    return Share(check_tag(tag), where, make, walls.around(directory, read_only), read_only, quota)
+    return Share(
+        check_tag(tag),
+        where,
+        make,
+        walls.around(directory, read_only),
+        read_only,
+        quota,
+        0 if read_only else window,
+    )
 
 
 def check_directory(path: str) -> str:

@@ -21,9 +21,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from virtiofs.client.arena import PAGE, Arena
+from virtiofs.client.window import FrontWindow
 from virtiofs.fuse.abi import BY_NAME, FUSE_IN_HEADER, FUSE_OUT_HEADER, FUSE_WRITE_IN, NO_REPLY
 from virtiofs.vhostuser import messages
-from virtiofs.vhostuser.frontend import WANTED_FEATURES, FrontEnd, FrontEndError
+from virtiofs.vhostuser.frontend import WANTED_FEATURES, WANTED_PROTOCOL_FEATURES, FrontEnd, FrontEndError
 from virtiofs.vhostuser.payloads import MemoryRegion
 from virtiofs.vhostuser.transport import Connection, connect
 from virtiofs.virtqueue.driver import DriverQueue, memory_needed
@@ -64,6 +65,24 @@ class Layout(NamedTuple):
     writable: Sequence[int] = ()
     alignment: int = 16
     skew: int = 0
+
+
+class WindowOptions(NamedTuple):
+    """How to serve a DAX window.
+
+    `older_size`: speak the older dialect, in which the front end says how large the window is.  `announce`: show what
+    is mapped as memory.  `without`: protocol features not to take.
+    """
+
+    older_size: int = 0
+    announce: bool = True
+    without: int = 0
+
+    @property
+    def features(self) -> int:
+        """The protocol features it takes."""
+        needed = messages.PROTOCOL_F_BACKEND_REQ | messages.PROTOCOL_F_BACKEND_SEND_FD
+        return needed if self.older_size else needed | messages.PROTOCOL_F_SHMEM_MAP
 
 
 class Reply(NamedTuple):
@@ -151,12 +170,15 @@ class Device:
         indirect: bool = True,
         timeout: float = 10.0,
         fewer: bool = False,
+        window: WindowOptions | None = None,
     ):
         self._connection = connection
         self.front_end = FrontEnd(connection)
         self.timeout = timeout
         self.memory = GuestMemory()
         self.queues: list[Queue] = []
+        self.window: FrontWindow | None = None
+        self._memory_fds: list[int] = []
         self.config: bytes | None = None
         self._unique = UNIQUE_STEP
         self._watch = select.poll()
@@ -165,7 +187,9 @@ class Device:
         unwanted = 0 if event_idx else messages.VIRTIO_RING_F_EVENT_IDX
         unwanted |= 0 if indirect else messages.VIRTIO_RING_F_INDIRECT_DESC
         try:
-            self.front_end.negotiate(WANTED_FEATURES & ~unwanted)
+            wanted = WANTED_PROTOCOL_FEATURES | (window.features if window else 0)
+            wanted &= ~(window.without if window else 0)
+            self.front_end.negotiate(WANTED_FEATURES & ~unwanted, wanted)
             features = self.front_end.features
             self.event_idx = bool(features & messages.VIRTIO_RING_F_EVENT_IDX)
             self.indirect = bool(features & messages.VIRTIO_RING_F_INDIRECT_DESC)
@@ -178,6 +202,8 @@ class Device:
             for index in range(queues + 1):
                 address = GUEST_BASE + index * ring
                 self.queues.append(Queue(index, queue_size, address, self.memory, self.event_idx, tables))
+            if window is not None:
+                self._open_window(window)
             self._start()
             self._watch.register(self.fileno(), select.POLLRDHUP)
         except BaseException:
@@ -196,6 +222,7 @@ class Device:
         indirect: bool = True,
         timeout: float = 10.0,
         fewer: bool = False,
+        window: WindowOptions | None = None,
     ) -> Device:
         """Connect to the device that listens at `path` and start `queues` request queues of `queue_size`
         entries.
@@ -203,10 +230,13 @@ class Device:
         `memory`: bytes of guest memory, in `regions` separate regions of equal size.  `event_idx`,
         `indirect`: use these ring features if the device has them.  `timeout`: seconds a reply may take.
         `fewer`: start fewer queues if the device has fewer.
+        `window`: map files in a DAX window, if the device has one; then `window` is not None afterwards.
         Raises `TransportError` when nobody listens there, `FrontEndError` when the peer is no vhost-user
         device, and `ValueError` for memory that is too small for the queues.
         """
-        return cls(connect(path), queues, queue_size, memory, regions, event_idx, indirect, timeout, fewer)
+        return cls(
+            connect(path), queues, queue_size, memory, regions, event_idx, indirect, timeout, fewer, window
+        )
 
     def _read_config(self) -> None:
         if self.front_end.protocol_features & messages.PROTOCOL_F_CONFIG:
@@ -242,13 +272,28 @@ class Device:
                 self.memory.add(guest, each, fds[-1], PAGE)
                 table.append(MemoryRegion(guest, each, guest + USER_OFFSET, PAGE))
             self.front_end.set_memory(table, fds)
-        finally:
+        except BaseException:
             for fd in fds:
                 os.close(fd)
+            raise
+        self._memory_fds = fds
         self.regions = table
         ranges = [(region.guest_phys, region.size) for region in table]
         ranges[0] = (ranges[0][0] + reserved, ranges[0][1] - reserved)
         self.arena = Arena(ranges)
+
+    def _open_window(self, options: WindowOptions) -> None:
+        """Give the device a back-end channel, and serve it, in the order QEMU does."""
+        negotiated = self.front_end.protocol_features
+        if options.features & ~negotiated:
+            return
+        size = options.older_size or next(iter(self.front_end.shmem_sizes()), 0)
+        if not size:
+            return
+        others = list(zip(self.regions, self._memory_fds, strict=True))
+        self.window = FrontWindow(size, self.front_end, self.memory, options.announce, others)
+        self.front_end.set_backend_channel(self.window.channel.fileno())
+        self.window.channel.close()
 
     def fileno(self) -> int:
         """The connection's descriptor: readable at its end when the device closed it."""
@@ -297,6 +342,8 @@ class Device:
             if queue.running:
                 self.front_end.stop_vring(queue.index)
                 queue.running = False
+        if self.window is not None:
+            self.window.drop()
         if self.front_end.protocol_features & messages.PROTOCOL_F_RESET_DEVICE:
             self.front_end.reset_device()
         for queue in self.queues:
@@ -319,9 +366,13 @@ class Device:
     def disconnect(self) -> None:
         """Close the connection without a word, as a VMM that dies."""
         self.front_end.close()
+        if self.window is not None:
+            self.window.close()
         for queue in self.queues:
             queue.close()
-        self.queues = []
+        for fd in self._memory_fds:
+            os.close(fd)
+        self.queues, self._memory_fds = [], []
 
     def __enter__(self) -> Device:
         return self

@@ -28,6 +28,8 @@ from virtiofs.fuse.abi import (
     FUSE_KERNEL_MINOR_VERSION,
     FUSE_KERNEL_VERSION,
     FUSE_OUT_HEADER,
+    FUSE_REMOVEMAPPING_IN,
+    FUSE_REMOVEMAPPING_ONE,
     FUSE_ROOT_ID,
     FUSE_SETXATTR_IN,
     NO_REPLY,
@@ -65,6 +67,7 @@ for _flag in (
     OFFER |= CONSTANTS["FUSE_" + _flag]
 
 MAX_ERRNO = 511
+NO_HANDLE = 0xFFFFFFFFFFFFFFFF  # where a request for a mapping names no handle
 PAGE = 4096
 DEFAULT_PAGES = 32  # of a request, where MAX_PAGES was not agreed
 HEADER_PIECES = 4  # in header, arguments, out header, results
@@ -429,6 +432,22 @@ class Session:
     def fsyncdir(self, nodeid: int, fh: int, datasync: bool = False) -> None:
         """Write a directory to stable storage."""
         self.call("fsyncdir", nodeid, fh=fh, fsync_flags=int(datasync))
+
+    # --- mappings ---
+
+    def setupmapping(
+        self, nodeid: int, foffset: int, length: int, moffset: int, writable: bool = True, fh: int = NO_HANDLE
+    ) -> None:
+        """Map `length` bytes of a file from `foffset` at `moffset` of the window; Linux names no handle."""
+        flags = CONSTANTS["FUSE_SETUPMAPPING_FLAG_READ"]
+        flags |= CONSTANTS["FUSE_SETUPMAPPING_FLAG_WRITE"] if writable else 0
+        self.call("setupmapping", nodeid, fh=fh, foffset=foffset, len=length, flags=flags, moffset=moffset)
+
+    def removemapping(self, nodeid: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Take ranges of the window back: pairs of offset and length."""
+        records = [FUSE_REMOVEMAPPING_ONE.pack(moffset=start, len=length) for start, length in ranges]
+        arguments = FUSE_REMOVEMAPPING_IN.pack(count=len(records))
+        self.call("removemapping", nodeid, tail=b"".join(records), arguments=arguments)
 
     # --- extended attributes ---
 

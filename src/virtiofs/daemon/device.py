@@ -18,7 +18,12 @@ from virtiofs.vhostuser import messages as m
 from virtiofs.vhostuser.device import Device, VringState
 from virtiofs.vhostuser.payloads import MemoryRegion
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.vhostuser.backend import BackEnd
+
 MAX_TAG = 36
+WINDOW_FEATURES = m.PROTOCOL_F_BACKEND_REQ | m.PROTOCOL_F_BACKEND_SEND_FD | m.PROTOCOL_F_SHMEM_MAP
 
 
 def check_tag(tag: str) -> bytes:
@@ -33,13 +38,20 @@ class ShareDevice(Device):
     """A share as a device with one high-priority queue and `queues` request queues.
 
     `worker` is the supervisor's end of a worker's channel, `front_end` the process id of the VMM (0:
-    unknown).
+    unknown).  `window_size`: bytes of the DAX window, 0 for none.  `back_end` is what drives this device, once
+    there is one.
     """
 
     features = m.VIRTIO_F_VERSION_1 | m.VIRTIO_RING_F_EVENT_IDX | m.VIRTIO_RING_F_INDIRECT_DESC
 
-    def __init__(self, tag: bytes, queues: int, worker: socket.socket, log: Log):
+    def __init__(self, tag: bytes, queues: int, worker: socket.socket, log: Log, window_size: int = 0):
         self.queue_count = 1 + queues
+        self.back_end: BackEnd | None = None
+        self._window_size = window_size
+        if window_size:
+            self.protocol_features |= WINDOW_FEATURES
+            # With it QEMU 11.1 dies (SIGSEGV) when a guest is reset while files are mapped (seen).
+            self.protocol_features &= ~m.PROTOCOL_F_CONFIGURE_MEM_SLOTS
         self._tag = tag
         self._worker = worker
         self._log = log
@@ -114,6 +126,19 @@ class ShareDevice(Device):
 
     def reset(self) -> None:
         self._ask("reset")
+
+    def shmem_sizes(self) -> Sequence[int]:
+        """Region 0 is the window (virtio 1.3, section 5.11.6.2)."""
+        return (self._window_size,) if self._window_size else ()
+
+    def set_backend_channel(self, fd: int) -> None:
+        """The worker speaks there.  A front end that did not take SHMEM_MAP knows the older messages, if any."""
+        assert self.back_end is not None
+        older = not self.back_end.protocol_features & m.PROTOCOL_F_SHMEM_MAP
+        try:
+            self._ask("connect_window", [fd], older=older)
+        finally:
+            os.close(fd)
 
     def disconnected(self) -> None:
         """Nothing to do: the worker ends with its connection."""

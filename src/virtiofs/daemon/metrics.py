@@ -34,12 +34,17 @@ FAMILIES = (
     ("virtiofs_pool_jobs", "gauge", "Requests that the pool has: being served, or waiting for a thread."),
     ("virtiofs_pool_requests_total", "counter", "Requests the pool has taken, since the VMM connected."),
     ("virtiofs_pool_refused_total", "counter", "Requests it had no room for, since the VMM connected."),
+    ("virtiofs_dax_mappings", "gauge", "Ranges of the DAX window that stand for pieces of files."),
+    ("virtiofs_dax_evictions_total", "counter", "Ranges the guest took from files, since the VMM connected."),
+    ("virtiofs_dax_refused_total", "counter", "Files without DAX and mappings refused, by reason."),
 )
 FROM_STATISTICS = {
     "inodes": "virtiofs_inodes",
     "handles": "virtiofs_handles",
     "descriptors": "virtiofs_descriptors",
     "evictions": "virtiofs_evictions_total",
+    "dax_mappings": "virtiofs_dax_mappings",
+    "dax_evictions": "virtiofs_dax_evictions_total",
 }
 FROM_POOL = {
     "threads": "virtiofs_pool_threads",
@@ -81,6 +86,8 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
             put(FROM_STATISTICS[key], value)
     for key, value in status["pool"].items():
         put(FROM_POOL[key], value)
+    for reason, count in sorted(status["filesystem"].get("dax_refused", {}).items()):
+        put("virtiofs_dax_refused_total", count, f',reason="{escape(reason)}"')
 
 
 def put_operation(samples: dict[str, list[str]], labels: str, row: list[int]) -> None:

@@ -41,7 +41,8 @@ Source = tuple[int, Callable[[], None]]
 class Share:
     """A tree to serve.  `make` makes its file system; it runs in each worker, inside `walls`.
 
-    `where` is for people to read.  `quota`: the account that `make` gives the file system.
+    `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
+    the device's DAX window, 0 for none.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Share:
         walls: Walls,
         read_only: bool = False,
         quota: Quota | None = None,
+        window_size: int = 0,
     ):
         self.tag = tag
         self.where = where
@@ -59,6 +61,7 @@ class Share:
         self.walls = walls
         self.read_only = read_only
         self.quota = quota
+        self.window_size = window_size
 
 
 class SocketFile:
@@ -206,6 +209,7 @@ class Port:
             "connections": self.connections,
             "quota": None,
             "worker": self._worker[0] if self._worker else None,
+            "dax_window": self.share.window_size,
             "queues": {},
             "pool": {},
             "filesystem": {},
@@ -256,8 +260,11 @@ class Port:
         self._log.info(f"process {self.peer} connected")
         self.connections += 1
         self._connection = Connection(sock, self._patience)
-        self._device = ShareDevice(self.share.tag, self._queues, self._worker[1], self._log)
+        self._device = ShareDevice(
+            self.share.tag, self._queues, self._worker[1], self._log, self.share.window_size
+        )
         self._back_end = BackEnd(self._device, self._log.warning)
+        self._device.back_end = self._back_end
 
     def _step(self) -> None:
         """Deal with one message of the front end."""
@@ -296,7 +303,9 @@ class Port:
         if self.share.quota is not None and not self._leaving:
             self.share.quota.recover()
         try:
-            self._worker = worker.start(self.share.make, self._log, self.share.walls)
+            self._worker = worker.start(
+                self.share.make, self._log, self.share.walls, worker.serve_queues(self.share.window_size)
+            )
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None
 

@@ -8,6 +8,7 @@ runs a compiled loop, and all share the threads of a pool for what would block.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -24,6 +25,10 @@ from virtiofs.fuse.session import Session
 from virtiofs.sandbox.walls import Place, Walls
 from virtiofs.virtqueue.memory import GuestMemory
 from virtiofs.virtqueue.split import SplitQueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.dax.window import Window
 
 
 class Queue:
@@ -43,11 +48,12 @@ class Queue:
 class Worker:
     """Obeys messages from `sock` until it closes.  Each public method is one message (see `channel`)."""
 
-    def __init__(self, sock: socket.socket, filesystem: Filesystem, log: Log):
+    def __init__(self, sock: socket.socket, filesystem: Filesystem, log: Log, window_size: int = 0):
         self._socket = sock
         self._filesystem = filesystem
         self._log = log
         self._memory = GuestMemory()
+        self._window = make_window(window_size, self._memory, log) if window_size else None
         self._session = Session(filesystem)
         self._queues: dict[int, Queue] = {}
         self._stopped: dict[str, list[int]] = {}  # counters of queues that are no more
@@ -77,20 +83,36 @@ class Worker:
             self._pool.end()
         for thread in self._pool_threads:
             thread.join()
-        self._session.end()
+        self.reset([])
         self._filesystem.close()
+
+    def connect_window(self, fds: list[int], older: bool) -> None:
+        """Map files of the guest's through this back-end channel (`dax.window`)."""
+        if self._window is None:
+            raise ValueError("this device has no window")
+        self._window.connect(fds.pop(0), older)
+        self._filesystem.use_window(self._window, self._window.exact)
 
     def map_memory(self, fds: list[int], regions: list[list[int]]) -> None:
         """Replace all guest memory by `regions` ([guest address, size, offset in its file] each)."""
         self._memory.clear()
+        if self._window is not None:
+            self._window.forget_regions()
         for (guest, size, offset), fd in zip(regions, fds, strict=True):
-            self._memory.add(guest, size, fd, offset)
+            self._add(guest, size, fd, offset)
 
     def add_memory(self, fds: list[int], guest: int, size: int, offset: int) -> None:
-        self._memory.add(guest, size, fds[0], offset)
+        self._add(guest, size, fds[0], offset)
+
+    def _add(self, guest: int, size: int, fd: int, offset: int) -> None:
+        """A region of guest memory, or a piece of the window, which the front end shows us like memory."""
+        if self._window is None or not self._window.announced(guest, size, fd, offset):
+            self._memory.add(guest, size, fd, offset)
 
     def remove_memory(self, fds: list[int], guest: int, size: int) -> None:
         """Unmap a region; the queues stand still meanwhile, as a request may be using it."""
+        if self._window is not None and self._window.withdrawn(guest, size):
+            return
         for queue in self._queues.values():
             self._pause(queue)
         try:
@@ -152,13 +174,15 @@ class Worker:
         self._queues[index].loop.set_enabled(enabled)
 
     def reset(self, fds: list[int]) -> None:
-        """Forget the driver's session: inodes, handles."""
-        self._session.end()
+        """Forget the driver's session: inodes, handles, mappings."""
+        with self._standing_still():
+            self._session.end()
 
     def status(self, fds: list[int]) -> dict[str, Any]:
         """Counters of the share and of each running queue."""
         return {
-            "filesystem": self._filesystem.statistics(),
+            "filesystem": self._filesystem.statistics()
+            | ({} if self._window is None else self._window.statistics()),
             "queues": {
                 str(queue.index): {
                     "requests": queue.loop.requests,
@@ -219,13 +243,20 @@ class Worker:
     def _pause(self, queue: Queue) -> None:
         queue.loop.stop()
         if queue.thread is not None:
-            queue.thread.join()
+            with self._standing_still():
+                queue.thread.join()
         queue.thread = None
+
+    def _standing_still(self) -> contextlib.AbstractContextManager[None]:
+        """The front end waits for us: no request may wait for it."""
+        return contextlib.nullcontext() if self._window is None else self._window.standing_still()
 
     def _serve(self, queue: Queue) -> None:
         """The body of a queue's thread."""
         try:
             self._filesystem.start_thread()
+            if self._window is not None:
+                self._window.catch_up()
             reason = queue.loop.run()
         except OSError as error:
             reason = str(error)
@@ -238,6 +269,7 @@ class Worker:
 COMMANDS: dict[str, Callable[..., Any]] = {
     method.__name__: method
     for method in (
+        Worker.connect_window,
         Worker.map_memory,
         Worker.add_memory,
         Worker.remove_memory,
@@ -261,16 +293,30 @@ def add_counters(total: dict[str, list[int]], more: dict[str, list[int]]) -> Non
         total[name] = [a + b for a, b in zip(known, row, strict=True)] if known else row
 
 
-def serve_queues(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
-    """What a worker does for a front end."""
-    Worker(sock, filesystem, log).run()
+def make_window(size: int, memory: GuestMemory, log: Log) -> Window:
+    """A DAX window, with room for it in this process."""
+    from virtiofs.dax.window import Window
+
+    memory.reserve_window(size)
+    return Window(size, memory, log.warning)
+
+
+def serve_queues(window_size: int) -> Callable[[socket.socket, Filesystem, Log], None]:
+    """What a worker does for a front end.  `window_size`: of the device's DAX window, 0 for none."""
+    if window_size:
+        import virtiofs.dax.window  # noqa: F401  (behind the walls nothing can be imported)
+
+    def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
+        Worker(sock, filesystem, log, window_size).run()
+
+    return serve
 
 
 def start(
     make: Callable[[Place], Filesystem],
     log: Log,
     walls: Walls,
-    serve: Callable[[socket.socket, Filesystem, Log], None] = serve_queues,
+    serve: Callable[[socket.socket, Filesystem, Log], None],
     keep: Sequence[int] = (),
 ) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes inside `walls`: a process id and the supervisor's end of its channel.

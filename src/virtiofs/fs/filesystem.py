@@ -31,6 +31,9 @@ class Filesystem(Handlers):
     def close(self) -> None:
         """Give back what the file system holds of the host.  No thread may serve any more."""
 
+    def use_window(self, window: object, exact: bool) -> None:
+        """Map files in a DAX window (`dax.window.Window`), from now on.  One that can not has nothing to do."""
+
     def statistics(self) -> dict[str, int]:
         """Counters by name, for people to read."""
         return {}

@@ -166,6 +166,7 @@ FUSE_COPY_FILE_RANGE_IN = Struct(
 FUSE_COPY_FILE_RANGE_OUT = Struct("fuse_copy_file_range_out", "u64 bytes_copied")
 FUSE_SETUPMAPPING_IN = Struct("fuse_setupmapping_in", "u64 fh, u64 foffset, u64 len, u64 flags, u64 moffset")
 FUSE_REMOVEMAPPING_IN = Struct("fuse_removemapping_in", "u32 count")
+FUSE_REMOVEMAPPING_ONE = Struct("fuse_removemapping_one", "u64 moffset, u64 len")
 FUSE_SYNCFS_IN = Struct("fuse_syncfs_in", "u64 padding")
 FUSE_DIRENT = Struct("fuse_dirent", "u64 ino, u64 off, u32 namelen, u32 type")
 FUSE_DIRENTPLUS = Struct("fuse_direntplus", "fuse_entry_out entry_out, fuse_dirent dirent")
@@ -233,6 +234,9 @@ CONSTANTS = {
     "FUSE_LK_FLOCK": 1 << 0,
     "FUSE_IOCTL_DIR": 1 << 4,
     "FUSE_ATTR_SUBMOUNT": 1 << 0,
+    "FUSE_ATTR_DAX": 1 << 1,
+    "FUSE_SETUPMAPPING_FLAG_WRITE": 1 << 0,
+    "FUSE_SETUPMAPPING_FLAG_READ": 1 << 1,
     "FUSE_SETXATTR_ACL_KILL_SGID": 1 << 0,
     "FATTR_MODE": 1 << 0,
     "FATTR_UID": 1 << 1,

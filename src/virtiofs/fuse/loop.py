@@ -40,7 +40,7 @@ from cython.cimports.virtiofs.fuse.pool import (
 )
 from cython.cimports.virtiofs.fuse.request import OPCODES, Request
 from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
-from cython.cimports.virtiofs.fuse.session import BLOCKED, WAITING, Session
+from cython.cimports.virtiofs.fuse.session import BLOCKED, LEFT, WAITING, Session
 from cython.cimports.virtiofs.fuse.waiting import now
 from cython.cimports.virtiofs.virtqueue.atomics import (
     load_acquire_u16,
@@ -293,6 +293,8 @@ class QueueLoop(Loop):
                 return found
             served += 1
             began = now() if self.requests % SAMPLED == 0 else 0
+            self.request.plain_in = self.queue.chain.readable_plain
+            self.request.plain_out = self.queue.chain.writable_plain
             length = self.session.serve(
                 cython.address(self.request),
                 self.queue.chain.readable,
@@ -302,6 +304,9 @@ class QueueLoop(Loop):
                 self.queue.chain.writable_count,
                 self.queue.chain.writable_bytes,
             )
+            if length == LEFT:
+                self.queue.leave()
+                continue
             self.requests += 1
             if length == WAITING:
                 if self.hold(self.queue.chain.head):

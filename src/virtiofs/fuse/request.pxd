@@ -14,6 +14,7 @@ cdef enum:
     HEAD_PIECES = 16         # the reply's header has 16 bytes, each of which may lie in a piece of its own
     WAIT = 1                 # what a handler returns to be called again later, with the same arguments
     WOULD_BLOCK = 2          # and to be called again where it may block
+    AGAIN = 3                # what a handler returns that did nothing, as the queue is about to stop: the chain stays in the ring
 
 cdef enum NameKind:
     KIND_NONE
@@ -59,6 +60,8 @@ cdef struct Request:
     int error                # what was answered: 0 or a negative errno
     uint64_t session_flags   # what INIT negotiated
     bint no_wait             # return WOULD_BLOCK rather than wait for a disk; False: all is done at once
+    uint64_t plain_in        # bytes that may be touched, and not only be passed to system calls: readable ones
+    uint64_t plain_out       # and writable ones
 
 ctypedef int (*Handler)(void* context, Request* request) noexcept nogil
 ctypedef void (*Hook)(void* context) noexcept nogil

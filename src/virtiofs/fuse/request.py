@@ -21,6 +21,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_secctx,
     fuse_secctx_header,
 )
+from cython.cimports.virtiofs.virtqueue.split import ALL_PLAIN
 
 from virtiofs.fuse import abi
 
@@ -107,6 +108,7 @@ def operation_of(opcode: uint32_t) -> cython.pointer(cython.const[Operation]):
 def allocate(request: cython.pointer(Request)) -> cython.bint:
     """Give a request its buffers, which serve one request after another.  False if there is no memory."""
     memset(request, 0, cython.sizeof(Request))
+    request.plain_in = request.plain_out = ALL_PLAIN
     request.args = cython.cast(cython.pointer(uint8_t), calloc(1, ARGS_ROOM))
     request.rest = cython.cast(cython.pointer(uint8_t), malloc(REST_ROOM))
     request.reply = cython.cast(cython.pointer(uint8_t), malloc(REPLY_ROOM))

@@ -8,6 +8,7 @@ cdef enum:
     MAX_WRITE = 1 << 20              # bytes of data of one READ or WRITE
     WAITING = 0xFFFFFFFF             # what `serve` returns for a request that is not finished
     BLOCKED = 0xFFFFFFFE             # and for one that has to be called `again` where it may block
+    LEFT = 0xFFFFFFFD                # and for one that was not begun
 
 cdef class Session:
     cdef Handlers handlers

@@ -6,7 +6,7 @@ guest that reboots sends no DESTROY.
 """
 
 import cython
-from cython.cimports.libc.errno import EINVAL, EIO, ENOSYS, EPROTO, EROFS
+from cython.cimports.libc.errno import EFAULT, EINVAL, EIO, ENOSYS, EPROTO, EROFS
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.uio import iovec
@@ -16,15 +16,19 @@ from cython.cimports.virtiofs.fuse.layout import (
     FUSE_INIT_EXT,
     FUSE_INTERRUPT,
     FUSE_KERNEL_MINOR_VERSION,
+    FUSE_MAP_ALIGNMENT,
     FUSE_MAX_PAGES,
+    FUSE_READ,
+    FUSE_WRITE,
     fuse_in_header,
     fuse_init_in,
     fuse_init_out,
     fuse_interrupt_in,
     fuse_out_header,
 )
-from cython.cimports.virtiofs.fuse.request import WAIT, Handlers, gather, operation_of, parse, scatter
+from cython.cimports.virtiofs.fuse.request import AGAIN, WAIT, Handlers, gather, operation_of, parse, scatter
 from cython.cimports.virtiofs.virtqueue.atomics import fetch_add_u64, load_acquire_u64, store_release_u64
+from cython.cimports.virtiofs.virtqueue.split import ALL_PLAIN
 
 from virtiofs.fuse import abi
 
@@ -34,6 +38,7 @@ NO_REPLY = cython.declare(uint32_t, abi.NO_REPLY)
 # virtio-fs came with 7.31; the structures below are those of 7.27 and later.
 OLDEST_MINOR = cython.declare(uint32_t, 27)
 PAGE = cython.declare(uint32_t, 4096)
+PAGE_SHIFT = cython.declare(uint32_t, 12)
 # A virtio-fs guest throttles nothing by these, but 0 would mean its small defaults.
 MAX_BACKGROUND = cython.declare(uint32_t, 65535)
 
@@ -63,22 +68,24 @@ class Session:
         writable_count: uint32_t,
         writable_size: uint64_t,
     ) -> uint32_t:
-        """Serve one request and write its reply.  Returns the bytes written, 0 where no reply is due, WAITING, or
+        """Serve one request and write its reply.  Returns the bytes written, 0 where no reply is due, WAITING, LEFT, or
         BLOCKED (only if `request.no_wait` is set).
 
-        The pieces are the caller's and are used up.
+        The pieces are the caller's and are used up.  What is not plain (see `Request`) holds the data of READ and
+        WRITE, which goes to system calls, or the request is refused.
         """
         error: cython.int
         operation: cython.pointer(cython.const[Operation]) = cython.NULL
         request.data = readable
         request.data_count = readable_count
         memset(cython.address(request.header), 0, cython.sizeof(fuse_in_header))
-        gather(
-            cython.address(request.header),
-            cython.address(request.data),
-            cython.address(request.data_count),
-            cython.sizeof(fuse_in_header),
-        )
+        if request.plain_in >= cython.sizeof(fuse_in_header):
+            gather(
+                cython.address(request.header),
+                cython.address(request.data),
+                cython.address(request.data_count),
+                cython.sizeof(fuse_in_header),
+            )
         request.out = writable
         request.out_count = writable_count
         request.out_size = writable_size
@@ -96,20 +103,26 @@ class Session:
             operation = operation_of(request.header.opcode)
             if operation == cython.NULL:
                 error = -ENOSYS
+            elif not touchable(request, operation):
+                error = -EFAULT
             elif operation.flags & NO_REPLY:
                 request.error = self.handle(request, operation)
                 return 0
-            elif writable_size < cython.sizeof(fuse_out_header):
+            elif writable_size < cython.sizeof(fuse_out_header) or request.plain_out < cython.sizeof(
+                fuse_out_header
+            ):
                 return 0  # nobody could learn the result, so nothing is done
             else:
                 error = 0
-        if writable_size < cython.sizeof(fuse_out_header):
+        if writable_size < cython.sizeof(fuse_out_header) or request.plain_out < cython.sizeof(
+            fuse_out_header
+        ):
             return 0
         reserve(request)
         if not error:
             error = self.handle(request, operation)
             if error > 0:
-                return WAITING if error == WAIT else BLOCKED
+                return WAITING if error == WAIT else LEFT if error == AGAIN else BLOCKED
         return self.finish(request, error)
 
     @cython.cfunc
@@ -234,6 +247,7 @@ class Session:
         answer.max_write = MAX_WRITE
         answer.max_pages = MAX_WRITE // PAGE
         answer.time_gran = 1
+        answer.map_alignment = PAGE_SHIFT if flags & FUSE_MAP_ALIGNMENT else 0
         memcpy(request.reply, cython.address(answer), cython.sizeof(fuse_init_out))
         self.minor = asked.minor if asked.minor < FUSE_KERNEL_MINOR_VERSION else FUSE_KERNEL_MINOR_VERSION
         self.flags = flags
@@ -249,6 +263,21 @@ class Session:
         if self.handlers.reset != cython.NULL:
             self.handlers.reset(self.handlers.context)
         return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def touchable(
+    request: cython.pointer(Request), operation: cython.pointer(cython.const[Operation])
+) -> cython.bint:
+    """Whether all that an operation copies itself lies in plain memory."""
+    if request.plain_in != ALL_PLAIN and (
+        request.header.opcode != FUSE_WRITE
+        or request.plain_in < cython.sizeof(fuse_in_header) + operation.args_size
+    ):
+        return False
+    return request.plain_out == ALL_PLAIN or request.header.opcode == FUSE_READ
 
 
 @cython.cfunc

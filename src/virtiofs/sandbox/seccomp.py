@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 # Features: rows of "core" are always in, the others if the worker needs them.
-FEATURES = ("core", "ids", "handles")
+FEATURES = ("core", "ids", "handles", "dax")
 
 # Conditions on arguments: alternatives of tests, all of which must hold: (argument, mask, value).
 Tests = tuple[tuple[int, int, int], ...]
@@ -138,13 +138,20 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     # --- with privilege ---
     ("ids", "setresuid setresgid setgroups", "creating as the guest's user", (), ALLOW),
     ("handles", "open_by_handle_at", "coming back to a file by its handle", (), ALLOW),
+    # --- with a DAX window ---
+    ("dax", "getsockname", "the back-end channel becomes a socket of Python's", (), ALLOW),
+    ("dax", "memfd_create", "the last, partial page of a mapped file", (), ALLOW),
 )
 # --seccomp: what happens to a call that is in no row.
 ACTIONS = ("kill", "log", "trap")
 
 DIRECTORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "filters")
-# What the build makes: as root, without handles, and as a user.
-USUAL = (("core", "ids", "handles"), ("core", "ids"), ("core",))
+# What the build makes: as root, without handles, and as a user, each also with a window.
+USUAL = tuple(
+    (*features, *dax)
+    for features in (("core", "ids", "handles"), ("core", "ids"), ("core",))
+    for dax in ((), ("dax",))
+)
 MAGIC = b"virtiofs filter\n"
 
 

@@ -48,8 +48,8 @@ class Walls:
 
     `mode`: one of `MODES`.  `filter`: what happens to a system call that is not on the list, one of `SECCOMP`.
     `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
-    `users`, `groups`: the ids of a user namespace, which is made in any case if there are some.
-    `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
+    `users`, `groups`: the ids of a user namespace, which is made in any case if there are some.  `dax`: the worker has
+    a window.  `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
     `warn` is given what a user should know.  Raises `ValueError` for what makes no sense, `OSError` for what
     can not be done here.
     """
@@ -63,6 +63,7 @@ class Walls:
         read_only: bool = False,
         file_handles: bool = True,
         descriptors: int | None = 0,
+        dax: bool = False,
         warn: Callable[[str], None] = lambda text: None,
         users: Sequence[IdRange] = (),
         groups: Sequence[IdRange] = (),
@@ -110,6 +111,8 @@ class Walls:
                 features.append("ids")
             if self._handles:
                 features.append("handles")
+            if dax:
+                features.append("dax")
             self._filter = seccomp.program(features, filter)
 
     def around(self, directory: str, read_only: bool) -> Walls:

@@ -286,6 +286,9 @@ class BackEnd:
         if len(fds) != len(value):
             raise ProtocolError(f"{len(fds)} descriptors came with {len(value)} regions")
         regions = RegionTable(value)
+        if self._device.shmem_sizes() and self._keeps_rings(value, fds):
+            self._change_mem_table(value, fds)
+            return
         running = self._running()
         self._stop_each(running)
         self.regions, self._files = RegionTable(), {}
@@ -294,6 +297,35 @@ class BackEnd:
         self._device.map_memory(list(value), given)
         self.regions, self._files = regions, files
         self._start_again(running)
+
+    def _keeps_rings(self, value: tuple[MemoryRegion, ...], fds: list[int]) -> bool:
+        """Whether a queue runs, and the rings of all that do lie in regions that stay."""
+        kept = {(region, _identity(fd)) for region, fd in zip(value, fds, strict=True)}
+        running = [ring.address for ring in self._running() if ring.address is not None]
+        return bool(running) and all(
+            (region, self._files[region]) in kept
+            for address in running
+            for region in (
+                self.regions.holding(area, 1) for area in (address.desc, address.avail, address.used)
+            )
+        )
+
+    def _change_mem_table(self, value: tuple[MemoryRegion, ...], fds: list[int]) -> None:
+        """A new table for a device with shared memory, of which each mapping brings one: only what differs matters.
+
+        Queues are not stopped for a mapping, as a thread of theirs waits for it.
+        """
+        given, fds[:] = fds[:], []
+        new = {(region, _identity(fd)): fd for region, fd in zip(value, given, strict=True)}
+        try:
+            for region in list(self.regions):
+                if (region, self._files[region]) not in new:
+                    self._rem_mem_reg(region, [])
+            for (region, _), fd in new.items():
+                if region not in self._files:
+                    self._add_mem_reg(region, [os.dup(fd)])
+        finally:
+            _close_all(given)
 
     def _get_max_mem_slots(self, _value: None, _fds: list[int]) -> int:
         return MAX_MEM_SLOTS

@@ -8,6 +8,7 @@ returns, so an error names the request that was refused.
 from __future__ import annotations
 
 import os
+import threading
 
 from virtiofs.vhostuser import messages as m
 from virtiofs.vhostuser.payloads import Config, MemoryRegion, ProtocolError, VringAddr, VringFd, VringParam
@@ -49,6 +50,8 @@ class FrontEnd:
     def __init__(self, connection: Connection, reply_seconds: float = REPLY_SECONDS) -> None:
         self._connection = connection
         self._reply_seconds = reply_seconds
+        # Held during an exchange; by a front end that also serves a back-end channel, while it obeys a message there.
+        self.busy = threading.RLock()
         self.offered_features = 0
         self.offered_protocol_features = 0
         self.features = 0
@@ -123,6 +126,13 @@ class FrontEnd:
         """Give the device a socket for requests of its own.  Needs BACKEND_REQ."""
         self._need(m.PROTOCOL_F_BACKEND_REQ, m.SET_BACKEND_REQ_FD)
         self.command(m.SET_BACKEND_REQ_FD, None, [fd])
+
+    def shmem_sizes(self) -> tuple[int, ...]:
+        """The sizes of the device's shared memory regions, by id.  Needs SHMEM_MAP."""
+        self._need(m.PROTOCOL_F_SHMEM_MAP, m.GET_SHMEM_CONFIG)
+        sizes, _ = self.query(m.GET_SHMEM_CONFIG)
+        found: tuple[int, ...] = sizes
+        return found
 
     # --- memory ---
 
@@ -202,18 +212,20 @@ class FrontEnd:
 
     def command(self, request: int, value: Any = None, fds: Sequence[int] = ()) -> None:
         """Send a request that has no reply of its own, and wait for its acknowledgement if there is one."""
-        if not self.protocol_features & m.PROTOCOL_F_REPLY_ACK:
-            self._send(request, value, m.VERSION, fds)
-            return
-        self._send(request, value, m.VERSION | m.NEED_REPLY, fds)
-        result, _ = self._receive(request, 0)
+        with self.busy:
+            if not self.protocol_features & m.PROTOCOL_F_REPLY_ACK:
+                self._send(request, value, m.VERSION, fds)
+                return
+            self._send(request, value, m.VERSION | m.NEED_REPLY, fds)
+            result, _ = self._receive(request, 0)
         if result:
             raise FrontEndError(f"the back end refused {m.name(request)} (result {result:#x})")
 
     def query(self, request: int, value: Any = None, fds: Sequence[int] = ()) -> tuple[Any, list[int]]:
         """Send a request that has a reply.  Returns its value and its descriptors, which are the caller's."""
-        self._send(request, value, m.VERSION, fds)
-        return self._receive(request, m.FRONT_END[request].reply_fds[1])
+        with self.busy:
+            self._send(request, value, m.VERSION, fds)
+            return self._receive(request, m.FRONT_END[request].reply_fds[1])
 
     def _number(self, request: int) -> int:
         value, _ = self.query(request)

@@ -14,8 +14,16 @@ cdef struct Region:
 cdef struct MemoryMap:
     uint32_t count
     Region regions[MAX_REGIONS]
+    uint64_t window_guest  # 0: not known
+    uint64_t window_size
+    uint8_t* window_host
 
 cdef uint8_t* translate(MemoryMap* map, uint64_t address, uint64_t length) noexcept nogil
 
+cdef uint8_t* translate_window(MemoryMap* map, uint64_t address, uint64_t length) noexcept nogil
+
 cdef class GuestMemory:
     cdef MemoryMap map
+    cdef int window_access
+
+    cdef uint64_t in_window(self, object offset, object length) except? 0

@@ -6,6 +6,10 @@ A piece of guest memory is usable only if it lies wholly inside one region (virt
 vhost-user, "Memory region description").  A reader takes no lock: a new region is published by raising
 `count` after its entry is written.  Regions are removed only while no queue runs (the owner of the queues
 sees to that).
+
+The DAX window is apart: pieces of files come and go in it while queues run, so its addresses stay reserved here as
+long as the process lives.  What lies there may vanish at any time, with a SIGBUS for whoever touches it: it is good
+for system calls only, which answer EFAULT.
 """
 
 import cython
@@ -14,9 +18,13 @@ from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, strerror
 from cython.cimports.posix.mman import (
     MADV_DONTDUMP,
+    MAP_ANONYMOUS,
     MAP_FAILED,
+    MAP_FIXED,
     MAP_NORESERVE,
+    MAP_PRIVATE,
     MAP_SHARED,
+    PROT_NONE,
     PROT_READ,
     PROT_WRITE,
     madvise,
@@ -24,7 +32,12 @@ from cython.cimports.posix.mman import (
     munmap,
 )
 from cython.cimports.posix.stat import fstat, struct_stat
-from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
+from cython.cimports.virtiofs.virtqueue.atomics import (
+    load_acquire_u32,
+    load_acquire_u64,
+    store_release_u32,
+    store_release_u64,
+)
 
 
 @cython.cfunc
@@ -45,6 +58,24 @@ def translate(map: cython.pointer(MemoryMap), address: uint64_t, length: uint64_
         ):
             return region.host + (address - region.guest)
     return cython.NULL
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def translate_window(map: cython.pointer(MemoryMap), address: uint64_t, length: uint64_t) -> cython.pointer(
+    uint8_t
+):
+    """Where guest addresses in the window are here, mapped or not, or NULL; for system calls only."""
+    guest: uint64_t = load_acquire_u64(cython.address(map.window_guest))
+    if (
+        guest == 0
+        or address < guest
+        or length > map.window_size
+        or address - guest > map.window_size - length
+    ):
+        return cython.NULL
+    return map.window_host + (address - guest)
 
 
 @cython.cclass
@@ -120,6 +151,59 @@ class GuestMemory:
 
     def __dealloc__(self):
         self.clear()
+        if self.map.window_host != cython.NULL:
+            munmap(self.map.window_host, self.map.window_size)
+
+    # --- the DAX window ---
+
+    def reserve_window(self, size: int, zeros: bool = False) -> None:
+        """Reserve addresses for a window, once; `zeros`: what is not mapped reads as zeros.  Raises `OSError`."""
+        self.window_access = PROT_READ | PROT_WRITE if zeros else PROT_NONE
+        where: cython.p_void = mmap(
+            cython.NULL, size, self.window_access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+        )
+        if where == MAP_FAILED:
+            raise OSError(errno, f"cannot reserve addresses for a window: {strerror(errno).decode()}")
+        madvise(where, size, MADV_DONTDUMP)
+        self.map.window_host = cython.cast(cython.pointer(uint8_t), where)
+        self.map.window_size = size
+
+    def place_window(self, guest: int) -> None:
+        """The guest sees the window at this address; 0: nobody knows."""
+        store_release_u64(cython.address(self.map.window_guest), guest)
+
+    def map_window(self, offset: int, fd: int, fd_offset: int, length: int) -> None:
+        """Map a piece of a file in the window.  Raises `ValueError` if it is outside, `OSError` if that is refused."""
+        where: cython.p_void = cython.cast(cython.p_void, self.in_window(offset, length))
+        if (
+            mmap(where, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, fd_offset) == MAP_FAILED
+            and mmap(where, length, PROT_READ, MAP_SHARED | MAP_FIXED, fd, fd_offset) == MAP_FAILED
+        ):
+            raise OSError(errno, f"cannot map a file: {strerror(errno).decode()}")
+
+    def unmap_window(self, offset: int, length: int) -> None:
+        """Map nothing there.  Raises as `map_window` does."""
+        where: cython.p_void = cython.cast(cython.p_void, self.in_window(offset, length))
+        flags: cython.int = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+        if mmap(where, length, self.window_access, flags, -1, 0) == MAP_FAILED:
+            raise OSError(errno, f"cannot unmap a file: {strerror(errno).decode()}")
+
+    def read_window(self, offset: int, length: int) -> bytes:
+        """A copy of what is in the window; what is behind the end of a file kills the process (SIGBUS)."""
+        where: uint64_t = self.in_window(offset, length)
+        return cython.cast(cython.p_char, where)[:length]
+
+    def write_window(self, offset: int, data: bytes) -> None:
+        """Store in the window, as a guest's program does in what it mapped."""
+        where: uint64_t = self.in_window(offset, len(data))
+        memcpy(cython.cast(cython.p_void, where), cython.cast(cython.p_char, data), len(data))
+
+    @cython.cfunc
+    @cython.exceptval(0, check=True)
+    def in_window(self, offset: object, length: object) -> uint64_t:
+        if not 0 <= offset <= offset + length <= self.map.window_size:
+            raise ValueError(f"{length} bytes at {offset} of a window of {self.map.window_size}")
+        return cython.cast(uint64_t, self.map.window_host) + cython.cast(uint64_t, offset)
 
     def __len__(self) -> int:
         return self.map.count

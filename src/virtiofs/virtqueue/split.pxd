@@ -10,6 +10,12 @@ cdef enum:
     VIRTQ_AVAIL_F_NO_INTERRUPT = 1
     VIRTQ_USED_F_NO_NOTIFY = 1
 
+cdef extern from *:
+    """
+    #define ALL_PLAIN UINT64_MAX
+    """
+    const uint64_t ALL_PLAIN     # no piece lies in the DAX window
+
 cdef struct virtq_desc:
     uint64_t addr
     uint32_t len
@@ -26,6 +32,8 @@ cdef struct Chain:
     uint32_t writable_count
     uint64_t readable_bytes
     uint64_t writable_bytes
+    uint64_t readable_plain  # bytes before the first piece that lies in the DAX window, which must not be touched
+    uint64_t writable_plain
     iovec* readable
     iovec* writable
 
@@ -51,6 +59,7 @@ cdef class SplitQueue:
     cdef int walk(self, uint16_t head) noexcept nogil
     cdef int add_piece(self, virtq_desc* descriptor) noexcept nogil
     cdef int fail(self, int reason) noexcept nogil
+    cdef void leave(self) noexcept nogil
     cdef void push(self, uint16_t head, uint32_t length) noexcept nogil
     cdef bint notify_needed(self) noexcept nogil
     cdef bint arm(self) noexcept nogil

@@ -19,7 +19,7 @@ from cython.cimports.virtiofs.virtqueue.atomics import (
     store_release_u16,
     store_u16,
 )
-from cython.cimports.virtiofs.virtqueue.memory import GuestMemory, translate
+from cython.cimports.virtiofs.virtqueue.memory import GuestMemory, translate, translate_window
 
 MAX_QUEUE_SIZE = 32768
 
@@ -167,6 +167,7 @@ class SplitQueue:
         chain.head = head
         chain.readable_count = chain.writable_count = 0
         chain.readable_bytes = chain.writable_bytes = 0
+        chain.readable_plain = chain.writable_plain = ALL_PLAIN
         while True:
             if index >= limit:
                 return self.fail(BAD_INDEX)
@@ -212,7 +213,13 @@ class SplitQueue:
             return 0
         host = translate(self.map, descriptor.addr, descriptor.len)
         if host == cython.NULL:
-            return self.fail(OUTSIDE)
+            host = translate_window(self.map, descriptor.addr, descriptor.len)
+            if host == cython.NULL:
+                return self.fail(OUTSIDE)
+            if descriptor.flags & VIRTQ_DESC_F_WRITE:
+                chain.writable_plain = min(chain.writable_plain, chain.writable_bytes)
+            else:
+                chain.readable_plain = min(chain.readable_plain, chain.readable_bytes)
         if descriptor.flags & VIRTQ_DESC_F_WRITE:
             piece = cython.address(chain.writable[chain.writable_count])
             chain.writable_count += 1
@@ -226,6 +233,14 @@ class SplitQueue:
         if chain.readable_bytes + chain.writable_bytes >= cython.cast(uint64_t, 1) << 32:
             return self.fail(TOO_LARGE)
         return 0
+
+    @cython.cfunc
+    @cython.nogil
+    @cython.exceptval(check=False)
+    def leave(self) -> cython.void:
+        """Take `pop` back: the chain is the next available one again.  Nothing was popped since."""
+        self.next_avail -= 1
+        self.in_flight[self.chain.head] = 0
 
     @cython.cfunc
     @cython.nogil

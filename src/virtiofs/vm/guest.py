@@ -30,7 +30,7 @@ from typing import NamedTuple
 from virtiofs.vm import accelerator as accelerators
 from virtiofs.vm import process, qemu, ramdisk
 from virtiofs.vm.errors import GuestError, GuestTimeout
-from virtiofs.vm.kernel import Kernel, find_kernel
+from virtiofs.vm.kernel import Kernel, find_kernel, newer_kernel
 from virtiofs.vm.qemu import Channels, Machine, Share
 from virtiofs.vm.qmp import Monitor
 from virtiofs.vm.stream import Cut
@@ -72,6 +72,7 @@ class Guest:
     accelerator "kvm", "tcg", or "auto": KVM where this kernel really boots with it
     verbose     copy the guest's kernel log to our standard error
     terminal    give the guest a terminal, for interact()
+    dax         use devices that can map files (QEMU 11.1; docs/dax.md); each share's daemon tells the tag then
     progress    called with a word for what is being waited for, several times a second while the guest boots
     """
 
@@ -91,6 +92,7 @@ class Guest:
         verbose: bool = False,
         terminal: bool = False,
         progress: Callable[[str], object] | None = None,
+        dax: bool = False,
     ) -> None:
         """Nothing is started yet.  Raises ValueError for arguments that make no guest."""
         self.shares = [Share(*share) for share in shares]
@@ -105,6 +107,7 @@ class Guest:
         self.append = append
         self.accelerator = accelerator
         self.verbose = verbose
+        self.dax = dax
         self._wants_terminal = terminal
         self._progress = progress
         self._watched: dict[int, Callable[[], str]] = {}
@@ -320,10 +323,10 @@ class Guest:
 
     def _launch(self) -> None:
         self._report("preparing the guest")
-        program = qemu.find_qemu()
-        self._kernel = kernel = self._kernel or find_kernel(self.kernel_path)
+        program = qemu.find_dax_qemu() if self.dax else qemu.Program(qemu.find_qemu())
+        self._kernel = kernel = self._kernel or self._find_kernel()
         if self.accelerator == "auto":
-            self.accelerator = accelerators.choose(kernel, program, self._boots_with_kvm)
+            self.accelerator = accelerators.choose(kernel, program.path, self._boots_with_kvm)
         self._directory = Path(tempfile.mkdtemp(prefix="virtiofs-guest-"))
         image = self._directory / "ramdisk"
         image.write_bytes(ramdisk.build(kernel, self.shares, self.rootfs, self.extra_files))
@@ -334,7 +337,7 @@ class Guest:
                 self._sockets[name], theirs[name] = socket.socketpair()
                 self._sockets[name].setblocking(False)
             machine = Machine(
-                qemu=program,
+                qemu=program.words,
                 accelerator=self.accelerator,
                 kernel=str(kernel.path),
                 ramdisk=str(image),
@@ -346,6 +349,7 @@ class Guest:
                 queues=self.queues,
                 append=self.append,
                 verbose=self.verbose,
+                dax=self.dax,
             )
             self._state = "booting"
             self._report(f"booting guest ({self.accelerator.upper()})")
@@ -355,6 +359,7 @@ class Guest:
                     stdin=subprocess.DEVNULL,
                     stdout=2 if self.verbose else log,
                     stderr=log,
+                    env=os.environ | dict(program.environment),
                     pass_fds=[end.fileno() for end in theirs.values()],
                 )
         finally:
@@ -369,8 +374,13 @@ class Guest:
             self._check_alive({})  # says why QEMU ended, if it did
             raise
 
+    def _find_kernel(self) -> Kernel:
+        """The kernel that was named; with DAX rather the testbed's newer one, as older ones may not have it."""
+        named = self.kernel_path or os.environ.get("VIRTIOFS_KERNEL")
+        return find_kernel(named or (newer_kernel() if self.dax else None))
+
     def _boots_with_kvm(self) -> bool:
-        trial = Guest(memory="256M", accelerator="kvm", timeout=_PROBE_SECONDS)
+        trial = Guest(memory="256M", accelerator="kvm", timeout=_PROBE_SECONDS, dax=self.dax)
         trial._kernel = self._kernel
         trial._progress = lambda _: self._report("trying KVM")
         try:

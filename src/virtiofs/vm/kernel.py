@@ -18,7 +18,7 @@ from typing import NamedTuple
 from virtiofs.vm.errors import GuestError, MissingPart
 from virtiofs.vm.modules import ModuleTree
 
-__all__ = ["NEEDED_MODULES", "Kernel", "cache_directory", "find_kernel", "open_kernel"]
+__all__ = ["NEEDED_MODULES", "Kernel", "cache_directory", "find_kernel", "newer_kernel", "open_kernel"]
 
 # What a guest cannot do without.  Stock kernels have them as modules, those made for guests built in.
 NEEDED_MODULES = ("virtio_pci", "virtio_console", "fuse", "virtiofs")
@@ -66,6 +66,12 @@ def find_kernel(
         except GuestError as error:
             problem = problem or error
     raise problem or MissingPart(f"no kernel for a guest: {_PACKAGE}, or name one with --kernel")
+
+
+def newer_kernel(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The testbed's newer kernel, of trixie-backports, if it is there."""
+    place = cache_directory(environ) / "kernel-trixie" / "boot"
+    return next(iter([*_newest_first(place, "vmlinux-*"), *_newest_first(place, "vmlinuz-*")]), None)
 
 
 def open_kernel(path: str | os.PathLike[str]) -> Kernel:

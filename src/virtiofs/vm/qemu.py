@@ -13,12 +13,27 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from virtiofs.vm.errors import MissingPart
+from virtiofs.vm.kernel import cache_directory
 
-__all__ = ["PORTS", "Channels", "Machine", "Share", "command_line", "find_qemu", "memory_size"]
+__all__ = [
+    "PORTS",
+    "Channels",
+    "Machine",
+    "Program",
+    "Share",
+    "command_line",
+    "find_dax_qemu",
+    "find_qemu",
+    "memory_size",
+]
+
+DAX_DEVICE = "vhost-user-test-device-pci"
+DAX_SINCE = (11, 1)  # when it got shared memory regions
 
 # The ports of the virtio serial device, numbered from 1 in this order.  The kernel tells a port only once it
 # answered for the ports before it, so when the control port talks, all are open.
@@ -60,9 +75,13 @@ class Channels(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """All that decides a command line.  `memory` is in bytes, `console` the file for the kernel's log."""
+    """All that decides a command line.
 
-    qemu: str
+    `qemu`: the words that start it.  `memory` is in bytes, `console` the file for the kernel's log.  `dax`: devices
+    have a window to map files in (docs/dax.md).
+    """
+
+    qemu: Sequence[str]
     accelerator: str
     kernel: str
     ramdisk: str
@@ -74,6 +93,7 @@ class Machine(NamedTuple):
     queues: int = 1
     append: str = ""
     verbose: bool = False
+    dax: bool = False
 
 
 def find_qemu() -> str:
@@ -84,6 +104,50 @@ def find_qemu() -> str:
             "no qemu-system-x86_64: install the Debian package qemu-system-x86 (or run `make testbed`)"
         )
     return qemu
+
+
+class Program:
+    """A QEMU: its file, the words that start it, and what it needs in its environment."""
+
+    def __init__(self, path: str, words: Sequence[str] = (), environment: Mapping[str, str] | None = None):
+        self.path = path
+        self.words = words or [path]
+        self.environment = environment or {}
+
+
+def find_dax_qemu(environ: Mapping[str, str] = os.environ) -> Program:
+    """A QEMU with a device that can map files: the installed one, or the testbed's.
+
+    Raises MissingPart if both are too old or not there.
+    """
+    root = cache_directory(environ) / "trixie"
+    shares = [root / "usr/share" / name for name in ("qemu", "seabios")]
+    installed = shutil.which("qemu-system-x86_64")
+    candidates = [Program(installed)] if installed else []
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    path = str(root / "usr/bin/qemu-system-x86_64")
+    loader = [str(root / "lib64/ld-linux-x86-64.so.2"), "--library-path", str(libraries), path]
+    firmware = [word for share in shares for word in ("-L", str(share))]
+    candidates.append(Program(path, [*loader, *firmware], {"QEMU_MODULE_DIR": str(libraries / "qemu")}))
+    for program in candidates:
+        if os.path.exists(program.path) and _has_dax_device(program):
+            return program
+    raise MissingPart(
+        "DAX needs QEMU 11.1 or newer, with its vhost-user-test-device-pci: there is none, neither installed nor in "
+        f"{root}; run `make testbed` as root on a Debian machine, or use it without --dax"
+    )
+
+
+def _has_dax_device(program: Program) -> bool:
+    """Whether this QEMU is of a version whose generic device has shared memory regions."""
+    try:
+        said = subprocess.run(
+            [*program.words, "-version"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+        version = re.search(r"version (\d+)\.(\d+)", said)
+        return version is not None and (int(version[1]), int(version[2])) >= DAX_SINCE
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def memory_size(text: str) -> int:
@@ -107,7 +171,7 @@ def command_line(machine: Machine) -> list[str]:
         # QEMU's standard output is our standard error then; error messages are still taken from the file.
         console = f"stdio,id=console,signal=off,logfile={_escape(machine.console)}"
     words = [
-        machine.qemu,
+        *machine.qemu,
         "-accel",
         _ACCELERATOR[machine.accelerator],
         "-cpu",
@@ -135,7 +199,8 @@ def command_line(machine: Machine) -> list[str]:
         words += ["-device", "virtconsole,bus=ports.0,nr=0,chardev=terminal"]
     for number, share in enumerate(machine.shares):
         words += ["-chardev", f"socket,id=share{number},path={_escape(share.socket_path)}"]
-        words += ["-device", _share_device(number, share, machine.queues)]
+        device = _dax_device(number, machine.queues) if machine.dax else None
+        words += ["-device", device or _share_device(number, share, machine.queues)]
     return words
 
 
@@ -144,6 +209,11 @@ def _share_device(number: int, share: Share, queues: int) -> str:
         f"vhost-user-fs-pci,chardev=share{number},tag={_escape(share.tag)},"
         f"num-request-queues={queues},queue-size=1024"
     )
+
+
+def _dax_device(number: int, queues: int) -> str:
+    """QEMU's generic device: the one that has shared memory regions.  The tag is the daemon's own (`--tag`)."""
+    return f"{DAX_DEVICE},chardev=share{number},virtio-id=26,num_vqs={queues + 1},vq_size=1024,config_size=40"
 
 
 def _append(machine: Machine) -> str:

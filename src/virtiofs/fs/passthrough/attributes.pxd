@@ -6,7 +6,8 @@ from virtiofs.fuse.layout cimport fuse_attr, fuse_entry_out
 from virtiofs.fuse.request cimport Request
 
 cdef void fill_attr(fuse_attr* attr, const statx_t* status) noexcept nogil
-cdef int fill_entry(Share* share, fuse_entry_out* entry, uint64_t nodeid, statx_t* status) noexcept nogil
+cdef int fill_entry(Share* share, fuse_entry_out* entry, uint64_t nodeid, statx_t* status,
+                    uint64_t session_flags) noexcept nogil
 
 cdef int getattr(void* context, Request* request) noexcept nogil
 cdef int setattr(void* context, Request* request) noexcept nogil

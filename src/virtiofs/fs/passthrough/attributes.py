@@ -44,6 +44,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_pin,
     inode_unpin,
 )
+from cython.cimports.virtiofs.fs.passthrough.mappings import tell_of_file
 from cython.cimports.virtiofs.fs.passthrough.owners import as_guest_sees, store_change
 from cython.cimports.virtiofs.fs.passthrough.unopened import unopened
 from cython.cimports.virtiofs.fuse.layout import (
@@ -113,6 +114,7 @@ def fill_entry(
     entry: cython.pointer(fuse_entry_out),
     nodeid: uint64_t,
     status: cython.pointer(statx_t),
+    session_flags: uint64_t,
 ) -> cython.int:
     """Answer with an inode that was looked up: 0, or a negative errno and the look-up is given back.
 
@@ -129,6 +131,7 @@ def fill_entry(
     entry.entry_valid = entry.attr_valid = share.valid // NANOSECONDS
     entry.entry_valid_nsec = entry.attr_valid_nsec = share.valid % NANOSECONDS
     fill_attr(cython.address(entry.attr), status)
+    tell_of_file(share, session_flags, nodeid, status, cython.address(entry.attr))
     return 0
 
 
@@ -201,13 +204,14 @@ def status_of(
 def reply_attr(
     share: cython.pointer(Share),
     request: cython.pointer(Request),
-    status: cython.pointer(cython.const[statx_t]),
+    status: cython.pointer(statx_t),
 ) -> cython.int:
     out: cython.pointer(fuse_attr_out) = cython.cast(cython.pointer(fuse_attr_out), request.reply)
     out.attr_valid = share.valid // NANOSECONDS
     out.attr_valid_nsec = share.valid % NANOSECONDS
     out.dummy = 0
     fill_attr(cython.address(out.attr), status)
+    tell_of_file(share, request.session_flags, request.header.nodeid, status, cython.address(out.attr))
     request.reply_size = cython.sizeof(fuse_attr_out)
     return 0
 
@@ -250,6 +254,7 @@ def statx_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     )
     if error:
         return error
+    tell_of_file(share, 0, request.header.nodeid, cython.address(status), cython.NULL)
     memset(out, 0, cython.sizeof(fuse_statx_out))
     out.attr_valid = share.valid // NANOSECONDS
     out.attr_valid_nsec = share.valid % NANOSECONDS

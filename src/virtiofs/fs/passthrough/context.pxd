@@ -43,6 +43,11 @@ cdef struct Share:
     Account* account         # of a share with a quota, else NULL; see quota.py
     Handler counted[OPCODES] # what quota.py stands in front of
     uint32_t slow            # reads of silent handles that are not tried on a queue's thread (files.py)
+    void* window             # the DAX window, a Python object (mappings.py); NULL: there is none
+    bint window_exact        # the front end maps read-only what is to be read only
+    bint window_used         # something was mapped in this session
+    uint64_t dax_from        # the least size of files that the guest is told to use DAX for; 0: none
+    Handler unwatched[OPCODES]  # what mappings.py stands in front of
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
     XattrMap xattrs
     char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty

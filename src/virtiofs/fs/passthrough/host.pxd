@@ -11,7 +11,7 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         O_RDONLY, O_WRONLY, O_RDWR, O_ACCMODE, O_CREAT, O_EXCL, O_TRUNC, O_APPEND, O_NONBLOCK, O_DIRECTORY
         O_NOFOLLOW, O_CLOEXEC, O_PATH, O_TMPFILE, O_NOATIME, O_DSYNC, O_SYNC, O_NOCTTY, O_DIRECT
-        AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_REMOVEDIR, AT_NO_AUTOMOUNT
+        AT_FDCWD, AT_EACCESS, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW, AT_REMOVEDIR, AT_NO_AUTOMOUNT
     struct file_handle:
         unsigned int handle_bytes
         int handle_type
@@ -25,7 +25,7 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<sys/stat.h>" nogil:
     enum:
         S_IFMT, S_IFREG, S_IFDIR, S_IFLNK, S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK, S_ISUID, S_ISGID
-        STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_ALL
+        STATX_ATTR_APPEND, STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_ALL
         AT_STATX_SYNC_AS_STAT
         UTIME_NOW, UTIME_OMIT
     struct statx_timestamp:
@@ -84,6 +84,8 @@ cdef extern from "<stdio.h>" nogil:
     enum: RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT
 
 cdef extern from "<unistd.h>" nogil:
+    enum: R_OK, W_OK
+    int faccessat(int dirfd, const char* path, int mode, int flags)
     int close(int fd)
     int dup(int fd)
     int dup3(int fd, int target, int flags)

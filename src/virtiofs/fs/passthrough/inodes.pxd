@@ -50,7 +50,8 @@ cdef struct Inode:           # 256 bytes
     int32_t handle_type
     uint8_t readable         # `fd` is open for reading
     uint8_t silent           # as of a handle (handles.pxd), for a file that is read without one
-    uint8_t unused[2]
+    uint8_t mapped           # the guest mapped it (mappings.py)
+    uint8_t unused
     uint8_t bytes[INODE_BYTES]
 
 cdef struct HandleBuffer:    # struct file_handle with room for the largest handle

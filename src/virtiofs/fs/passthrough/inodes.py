@@ -407,7 +407,7 @@ def enroll(
     inode.born = birth_of(status)
     inode.mount = mount
     inode.type = status.stx_mode & S_IFMT
-    inode.keep = 0
+    inode.keep = inode.mapped = 0
     inode.recent = 1
     inode.parent = 0
     inode.trust = HANDLE_SURE

@@ -301,7 +301,9 @@ def reply_create(
     if error:
         close(fd)
         return error
-    error = fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    error = fill_entry(
+        share, cython.address(out.entry), nodeid, cython.address(status), request.session_flags
+    )
     if error:
         close(fd)
         return error
@@ -354,7 +356,9 @@ def create_existing(
     if error:
         inode_forget(cython.address(share.inodes), nodeid, 1)
         return error
-    error = fill_entry(share, cython.address(out.entry), nodeid, cython.address(status))
+    error = fill_entry(
+        share, cython.address(out.entry), nodeid, cython.address(status), request.session_flags
+    )
     if error:
         handle_release(cython.address(share.handles), out.open.fh, False)
         return error

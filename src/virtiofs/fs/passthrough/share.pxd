@@ -10,6 +10,7 @@ cdef class Passthrough(Filesystem):
     cdef uint64_t records_size
     cdef readonly str directory
     cdef Quota quota
+    cdef object window           # what the share's pointer leads to
 
     cdef void free(self)
     cdef int map_records(self, uint64_t inodes, uint64_t handles) except? -1

@@ -72,6 +72,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
 )
 from cython.cimports.virtiofs.fs.passthrough.ioctls import ioctl_
 from cython.cimports.virtiofs.fs.passthrough.locks import all_owners_gone, getlk, owners_init, setlk, setlkw
+from cython.cimports.virtiofs.fs.passthrough.mappings import forget_mappings, serve_mappings
 from cython.cimports.virtiofs.fs.passthrough.names import (
     batch_forget,
     forget,
@@ -176,6 +177,8 @@ class Passthrough(Filesystem):
 
     `quota`: what the guest may add (`account.Quota`).
     `pool_threads`: who reads what is not cached, and waits for the disk (0: the queues' own threads).
+    `dax_from`: the device has a DAX window, once `use_window` says which, and the guest is told to use it for files of
+    at least so many bytes (0: for none, but its mount may ask for it; None: there is no window).
 
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
     stored; `ValueError` for an unknown mode or a name that is too long.
@@ -209,6 +212,7 @@ class Passthrough(Filesystem):
         only: str = "",
         quota: Quota | None = None,
         pool_threads: int = 0,
+        dax_from: int | None = None,
     ):
         import resource
 
@@ -220,6 +224,7 @@ class Passthrough(Filesystem):
         share: cython.pointer(Share) = cython.address(self.share)
         error: cython.int
         share.root = share.proc = -1
+        share.window = cython.NULL
         self.records = cython.NULL
         self.directory = directory
         xattr_map_init(cython.address(share.xattrs), USER_ONLY if xattr_rules is None else xattr_rules)
@@ -316,6 +321,9 @@ class Passthrough(Filesystem):
         self.fill_table(shared_locks)
         if quota is not None:
             self.keep_quota(quota)
+        if dax_from is not None:
+            share.dax_from = dax_from
+            serve_mappings(share, self.table)
         if share.only_size:
             self.init_flags &= ~READDIRPLUS_FLAGS
             show_only(share, self.table)
@@ -490,6 +498,13 @@ class Passthrough(Filesystem):
             raise OSError(errno, "cannot give a thread its own working directory")
         self.look_at_ourselves()
 
+    def use_window(self, window: object, exact: bool) -> None:
+        """Map files in `window` (`dax.window.Window`); `exact`: read-only mappings are read-only there."""
+        self.window = window
+        self.share.window_exact = exact
+        self.share.window = cython.cast(cython.p_void, window)
+        self.init_flags |= layout.FUSE_MAP_ALIGNMENT | layout.FUSE_HAS_INODE_DAX
+
     def close(self) -> None:
         """Close every descriptor of the share."""
         self.free()
@@ -509,6 +524,7 @@ class Passthrough(Filesystem):
 @cython.exceptval(check=False)
 def drop_all(context: cython.p_void) -> cython.void:
     share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    forget_mappings(share)
     all_owners_gone(share)
     handle_release_all(cython.address(share.handles))
     inode_forget_all(cython.address(share.inodes))

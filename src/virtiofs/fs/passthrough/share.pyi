@@ -45,6 +45,7 @@ class Passthrough(Filesystem):
         only: str = "",
         quota: Quota | None = None,
         pool_threads: int = 0,
+        dax_from: int | None = None,
     ) -> None: ...
     @property
     def directory(self) -> str: ...

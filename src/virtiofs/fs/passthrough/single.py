@@ -46,6 +46,7 @@ RULES = {
     **dict.fromkeys(("link", "create", "tmpfile"), REFUSE),
     **dict.fromkeys(("setxattr", "getxattr", "listxattr", "removexattr"), HIDE),
     **dict.fromkeys(("getlk", "setlk", "setlkw"), HIDE),
+    **dict.fromkeys(("setupmapping", "removemapping"), PASS),
     "readlink": PASS,
 }
 rules = cython.declare(uint8_t[OPCODES])
