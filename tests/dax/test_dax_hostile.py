@@ -94,7 +94,7 @@ def test_a_read_only_share_among_others_has_no_window(tmp_path: Path) -> None:
         (["--dax-window", "3M"], "a power of two from 2M to 512M, not 3M"),
         (["--dax-window", "1G"], "a power of two from 2M to 512M, not 1G"),
         (["--dax-window", "1M"], "a power of two"),
-        (["--dax-window", "big"], "not big"),
+        (["--dax-window", "big"], "not 'big'"),
         (["--dax-window", "8M", "--readonly"], "--readonly leaves nothing to --dax-window"),
     ],
 )

@@ -37,6 +37,20 @@ def test_a_memory_table_replaces_all_regions_and_running_queues_go_on(peer, fd):
     assert (calls[3][2].desc, calls[3][2].base) == (0x20_0000, 11)
 
 
+def test_a_table_that_keeps_the_rings_leaves_their_queues_running(peer, fd):
+    """With shared memory each mapping of the device's brings one, while a thread of a queue waits for it."""
+    low = fd()
+    assert peer.acknowledged(m.SET_MEM_TABLE, (LOW,), [low]) == 0
+    start(peer, fd, 0)
+    before = len(peer.device.calls)
+    assert peer.acknowledged(m.SET_MEM_TABLE, (LOW, HIGH), [low, fd()]) == 0
+    assert peer.acknowledged(m.SET_MEM_TABLE, (LOW,), [low]) == 0
+    assert [call[:2] for call in peer.device.calls[before:]] == [
+        ("add_memory", HIGH),
+        ("remove_memory", HIGH),
+    ]
+
+
 def test_a_table_without_the_ring_leaves_that_queue_stopped(peer, fd):
     assert peer.acknowledged(m.SET_MEM_TABLE, (LOW, HIGH), [fd(), fd()]) == 0
     start(peer, fd, 0)

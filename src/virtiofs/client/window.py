@@ -132,6 +132,8 @@ class FrontWindow:
         self, request: int, payload: bytes, fds: list[int]
     ) -> tuple[str, tuple[MemoryRegion, int] | None]:
         """What is wrong with a request, and the region that it brought (with its descriptor) or took (-1)."""
+        if request == m.BACKEND_VRING_HOST_NOTIFIER_MSG:
+            return REFUSED, None  # no rule broken: it is how a device waits until we are done
         if request in (FS_MAP, FS_UNMAP) and len(payload) == 256:
             words = struct.unpack("=32Q", payload)
             fd_offset, offset, length, flags = words[0::8]
@@ -150,8 +152,6 @@ class FrontWindow:
             self.pieces[offset] = Piece(length, region, fd)
             return "", (region, fd)
         piece = self.pieces.get(offset)
-        if offset % PAGE:
-            return REFUSED, None  # no rule broken: it is how a device waits until we are done
         if piece is None or piece.length != length:
             return f"nothing to unmap at {offset:#x}+{length:#x}", None
         self._unmap(offset)

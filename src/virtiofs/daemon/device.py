@@ -134,9 +134,12 @@ class ShareDevice(Device):
     def set_backend_channel(self, fd: int) -> None:
         """The worker speaks there.  A front end that did not take SHMEM_MAP knows the older messages, if any."""
         assert self.back_end is not None
-        older = not self.back_end.protocol_features & m.PROTOCOL_F_SHMEM_MAP
+        taken = self.back_end.protocol_features
+        older = not taken & m.PROTOCOL_F_SHMEM_MAP
+        # QEMU takes this feature, crosvm does not.
+        barriers = bool(taken & m.PROTOCOL_F_BACKEND_SEND_FD)
         try:
-            self._ask("connect_window", [fd], older=older)
+            self._ask("connect_window", [fd], older=older, barriers=barriers)
         finally:
             os.close(fd)
 

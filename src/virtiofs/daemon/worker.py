@@ -86,11 +86,11 @@ class Worker:
         self.reset([])
         self._filesystem.close()
 
-    def connect_window(self, fds: list[int], older: bool) -> None:
+    def connect_window(self, fds: list[int], older: bool, barriers: bool) -> None:
         """Map files of the guest's through this back-end channel (`dax.window`)."""
         if self._window is None:
             raise ValueError("this device has no window")
-        self._window.connect(fds.pop(0), older)
+        self._window.connect(fds.pop(0), older, barriers)
         self._filesystem.use_window(self._window, self._window.exact)
 
     def map_memory(self, fds: list[int], regions: list[list[int]]) -> None:

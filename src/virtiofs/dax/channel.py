@@ -23,10 +23,12 @@ import time
 from collections.abc import Callable
 
 from virtiofs.vhostuser import messages as m
-from virtiofs.vhostuser.payloads import SHMEM_F_RW, ShmemMap
+from virtiofs.vhostuser.payloads import NO_FD, SHMEM_F_RW, ShmemMap, Value, VringArea
 
 ANSWER_SECONDS = 30.0
 WINDOW_ID = 0  # the shared memory region that is the window (virtio 1.3, section 5.11.6.2)
+
+NO_VRING = 0xFF  # an index that no device here has
 
 Effect = Callable[[bool], None]
 
@@ -42,16 +44,18 @@ class ChannelError(OSError):
 class Channel:
     """Requests to the front end over descriptor `fd`, which is the channel's from now on.
 
-    `wake` is a descriptor that is readable while waits are to be interrupted.  For one thread at a time.  `map` and
+    `wake` is a descriptor that is readable while waits are to be interrupted.  `barriers`: it answers whatever it is
+    asked (QEMU; crosvm ends the connection over what it does not know).  For one thread at a time.  `map` and
     `unmap` call `effect` with whether the front end did it, once its answer is there.  All methods raise `Interrupted`
     and `ChannelError`.
     """
 
     exact = False  # a mapping is as writable as was asked
 
-    def __init__(self, fd: int, wake: int, seconds: float = ANSWER_SECONDS):
+    def __init__(self, fd: int, wake: int, barriers: bool = True, seconds: float = ANSWER_SECONDS):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
         self._wake = wake
+        self._barriers = barriers
         self._seconds = seconds
         self._late: Effect | None = None  # of a request that was asked and not answered yet
         self._request = 0
@@ -74,10 +78,13 @@ class Channel:
     def barrier(self) -> None:
         """Return when what was asked before is complete.
 
-        QEMU answers a moment before the guest sees the change, but takes nothing else up until then.  So something is
-        asked that it refuses: no mapping begins in the middle of a page.
+        QEMU answers a moment before the guest sees the change, but takes nothing else up until then (seen).  So
+        something is asked that it refuses, without a word: it did not take HOST_NOTIFIER.
         """
-        self.unmap(1, 1, lambda done: None)
+        if self._barriers:
+            value = VringArea(NO_FD | NO_VRING, 0, 0)
+            request = m.BACKEND_VRING_HOST_NOTIFIER_MSG
+            self._ask(request, self._encode(request, value), [], lambda done: None)
 
     def settle(self) -> None:
         """Take the answer to a request whose wait was interrupted, if there is one."""
@@ -87,7 +94,7 @@ class Channel:
             effect(done)
 
     @staticmethod
-    def _encode(request: int, value: ShmemMap) -> bytes:
+    def _encode(request: int, value: Value) -> bytes:
         return m.encode(request, value, m.VERSION | m.NEED_REPLY, from_front_end=False)
 
     def _ask(self, request: int, message: bytes, fds: list[int], effect: Effect) -> None:

@@ -35,7 +35,7 @@ from virtiofs.dax.tail import PAGE, Tail
 
 MAX_PIECES = 480
 INTERRUPTED_SECONDS = 0.001  # until a request that was interrupted comes again
-# A file loses by DAX when this many times as many ranges as the window has were mapped again just after being taken.
+# A file loses by DAX when this many times as many ranges as the window has came back just after they were taken.
 LOSING = 2
 REMEMBERED = 1024  # files whose regions are known for the window's after they were unmapped
 RANGE = 2 << 20  # what Linux maps at a time (FUSE_DAX_SHIFT)
@@ -138,12 +138,12 @@ class Window:
 
     # --- what the supervisor says, by the worker's main thread ---
 
-    def connect(self, fd: int, older: bool) -> None:
-        """Ask the front end through this socket, which is the window's from now on."""
+    def connect(self, fd: int, older: bool, barriers: bool) -> None:
+        """Ask the front end through this socket, which is the window's from now on; see channel.py."""
         with self.standing_still(), self._lock:
             if self._channel is not None:
                 self._channel.close()
-            self._channel = (OlderChannel if older else Channel)(fd, self._wake)
+            self._channel = (OlderChannel if older else Channel)(fd, self._wake, barriers)
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
