@@ -44,9 +44,6 @@ def share() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def session(share: Path, *options: str, flags: int = OFFER, user: int | None = None) -> Iterator[Session]:
-    if user is not None:
-        for directory in [share, *share.parents][:4]:
-            directory.chmod(0o755)
     with devices.start_ours(share, options, user) as daemon, Device.connect(daemon.socket) as device:
         yield Session(device, flags=flags)
         assert daemon.alive, "the daemon died:\n" + "\n".join(daemon.log)
