@@ -64,7 +64,7 @@ STORIES = [
 ]  # fmt: skip
 ALONE = [step(operation.name) for operation in OPERATIONS]
 # First which share and with which INIT flags.
-SEEDS = [bytes([share, 0]) + story for share in range(4) for story in [*STORIES, *ALONE]]
+SEEDS = [bytes([share, 0]) + story for share in range(5) for story in [*STORIES, *ALONE]]
 
 CAP_FSETID = 4  # linux/capability.h
 

@@ -93,13 +93,14 @@ class Place:
                 raise
 
     def shares(self) -> list[Passthrough]:
-        """The same directory in the ways that differ inside: by handle or by name, crowded, read-only."""
+        """The same directory in the ways that differ inside: by handle or by name, crowded, read-only, unopened."""
         directory = str(self.share)
         made = [
             Passthrough(directory, max_open=64),
             Passthrough(directory, max_open=16, file_handles="never"),
             Passthrough(directory, read_only=True, max_open=64),
             Passthrough(directory, max_open=64, announce_submounts=False, shared_locks=False),
+            Passthrough(directory, read_only=True, max_open=16, cache="always"),
         ]
         made[0].start_thread()
         return made

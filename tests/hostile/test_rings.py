@@ -276,20 +276,25 @@ def test_empty_descriptors_between_the_pieces_are_passed_over(device):
     assert raw.wait_used() == [(0, 120)]
 
 
-def test_a_request_whose_pieces_are_single_bytes_is_served(device):
+@pytest.mark.parametrize("apart", [1, 2, -1], ids=["side by side", "apart", "backwards"])
+def test_a_request_whose_pieces_are_single_bytes_is_served(device, apart):
+    """What lies side by side in the order of the chain is one piece to the host, and nothing else is."""
     Session(device, queue=WITNESS)
     raw = RawQueue(device, VICTIM)
     message = getattr_message()
-    source, target = raw.place(message), raw.room(120)
-    pieces = [Descriptor(source + i, 1, NEXT) for i in range(len(message))]
-    pieces += [Descriptor(target + i, 1, NEXT | WRITE) for i in range(120)]
+    source, target = raw.room(512) + 256, raw.room(512) + 256
+    for i, byte in enumerate(message):
+        raw.memory.write(source + i * apart, bytes([byte]))
+    pieces = [Descriptor(source + i * apart, 1, NEXT) for i in range(len(message))]
+    pieces += [Descriptor(target + i * apart, 1, NEXT | WRITE) for i in range(120)]
     pieces = [piece._replace(next=i + 1) for i, piece in enumerate(pieces)]
     pieces[-1] = pieces[-1]._replace(flags=WRITE)
     raw.chain([Descriptor(raw.table(pieces), 16 * len(pieces), INDIRECT)])
     raw.offer(0)
     raw.kick()
     assert raw.wait_used() == [(0, 120)]
-    assert struct.unpack("<IiQ", raw.memory.read(target, 16)) == (120, 0, 7)
+    head = b"".join(raw.memory.read(target + i * apart, 1) for i in range(16))
+    assert struct.unpack("<IiQ", head) == (120, 0, 7)
 
 
 def test_kicks_without_requests_cost_nothing_but_time(device):

@@ -18,6 +18,12 @@ cdef struct MemoryMap:
     uint64_t window_size
     uint8_t* window_host
 
+cdef inline bint holds(Region* region, uint64_t address, uint64_t length) noexcept nogil:
+    """Whether `length` bytes at guest address `address` are all in one region."""
+    # The subtractions can not wrap: the first test guards the second, the second the third.
+    return address >= region.guest and length <= region.size and address - region.guest <= region.size - length
+
+cdef Region* region_of(MemoryMap* map, uint64_t address, uint64_t length) noexcept nogil
 cdef uint8_t* translate(MemoryMap* map, uint64_t address, uint64_t length) noexcept nogil
 
 cdef uint8_t* translate_window(MemoryMap* map, uint64_t address, uint64_t length) noexcept nogil

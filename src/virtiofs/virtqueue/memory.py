@@ -43,21 +43,25 @@ from cython.cimports.virtiofs.virtqueue.atomics import (
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def translate(map: cython.pointer(MemoryMap), address: uint64_t, length: uint64_t) -> cython.pointer(uint8_t):
-    """Where `length` bytes at guest address `address` are mapped, or NULL if they are not all in one region."""
+def region_of(map: cython.pointer(MemoryMap), address: uint64_t, length: uint64_t) -> cython.pointer(Region):
+    """The region that holds `length` bytes at guest address `address`, or NULL if they are not all in one."""
     i: uint32_t
     count: uint32_t = load_acquire_u32(cython.address(map.count))
-    region: cython.pointer(Region)
     for i in range(count):
-        region = cython.address(map.regions[i])
-        # The subtractions can not wrap: the first test guards the second, the second the third.
-        if (
-            address >= region.guest
-            and length <= region.size
-            and address - region.guest <= region.size - length
-        ):
-            return region.host + (address - region.guest)
+        if holds(cython.address(map.regions[i]), address, length):
+            return cython.address(map.regions[i])
     return cython.NULL
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def translate(map: cython.pointer(MemoryMap), address: uint64_t, length: uint64_t) -> cython.pointer(uint8_t):
+    """Where `length` bytes at guest address `address` are mapped, or NULL if they are not all in one region."""
+    region: cython.pointer(Region) = region_of(map, address, length)
+    if region == cython.NULL:
+        return cython.NULL
+    return region.host + (address - region.guest)
 
 
 @cython.cfunc

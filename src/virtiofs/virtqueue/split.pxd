@@ -57,7 +57,6 @@ cdef class SplitQueue:
 
     cdef int pop(self) noexcept nogil
     cdef int walk(self, uint16_t head) noexcept nogil
-    cdef int add_piece(self, virtq_desc* descriptor) noexcept nogil
     cdef int fail(self, int reason) noexcept nogil
     cdef void leave(self) noexcept nogil
     cdef void push(self, uint16_t head, uint32_t length) noexcept nogil

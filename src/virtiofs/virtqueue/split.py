@@ -19,7 +19,14 @@ from cython.cimports.virtiofs.virtqueue.atomics import (
     store_release_u16,
     store_u16,
 )
-from cython.cimports.virtiofs.virtqueue.memory import GuestMemory, translate, translate_window
+from cython.cimports.virtiofs.virtqueue.memory import (
+    GuestMemory,
+    Region,
+    holds,
+    region_of,
+    translate,
+    translate_window,
+)
 
 MAX_QUEUE_SIZE = 32768
 
@@ -156,7 +163,11 @@ class SplitQueue:
     @cython.nogil
     @cython.exceptval(check=False)
     def walk(self, head: uint16_t) -> cython.int:
-        """Check the chain that starts at `head` and translate its pieces into `self.chain`: 0 or -1."""
+        """Check the chain that starts at `head` and translate its pieces into `self.chain`: 0 or -1.
+
+        What goes on where the piece before it ends becomes one with that: a guest names each page of a buffer, and the
+        host's kernel looks at each piece.
+        """
         chain: cython.pointer(Chain) = cython.address(self.chain)
         copy: virtq_desc
         source: cython.pointer(uint8_t)
@@ -164,9 +175,13 @@ class SplitQueue:
         limit: uint32_t = self.size  # descriptors in the table being walked
         hops: uint32_t = 0  # over both tables: a chain may not be longer than the queue
         table: cython.pointer(virtq_desc) = self.desc
+        piece: cython.pointer(iovec) = chain.readable  # behind the last of the side that is being filled
+        region: cython.pointer(Region) = cython.NULL  # where that one lies
+        end: cython.pointer(uint8_t) = cython.NULL  # and ends
+        host: cython.pointer(uint8_t)
+        written: cython.bint = False
+        total: uint64_t = 0
         chain.head = head
-        chain.readable_count = chain.writable_count = 0
-        chain.readable_bytes = chain.writable_bytes = 0
         chain.readable_plain = chain.writable_plain = ALL_PLAIN
         while True:
             if index >= limit:
@@ -193,45 +208,48 @@ class SplitQueue:
                 index = 0
                 hops -= 1  # the descriptor that names the table is no part of the chain
                 continue
-            if self.add_piece(cython.address(copy)) < 0:
-                return -1
+            if not copy.flags & VIRTQ_DESC_F_WRITE:
+                if written:
+                    return self.fail(BAD_ORDER)
+            elif not written and copy.len:
+                written = True
+                chain.readable_count = piece - chain.readable
+                chain.readable_bytes = total
+                piece = chain.writable
+                end = cython.NULL
+            if copy.len:
+                if region == cython.NULL or not holds(region, copy.addr, copy.len):
+                    region = region_of(self.map, copy.addr, copy.len)
+                    end = cython.NULL
+                if region != cython.NULL:
+                    host = region.host + (copy.addr - region.guest)
+                else:
+                    host = translate_window(self.map, copy.addr, copy.len)
+                    if host == cython.NULL:
+                        return self.fail(OUTSIDE)
+                    if written:
+                        chain.writable_plain = min(chain.writable_plain, total - chain.readable_bytes)
+                    else:
+                        chain.readable_plain = min(chain.readable_plain, total)
+                if host == end:
+                    (piece - 1).iov_len += copy.len
+                else:
+                    piece.iov_base = host
+                    piece.iov_len = copy.len
+                    piece += 1
+                end = host + copy.len
+                total += copy.len
+                if total >= cython.cast(uint64_t, 1) << 32:
+                    return self.fail(TOO_LARGE)
             if not copy.flags & VIRTQ_DESC_F_NEXT:
-                return 0
+                break
             index = copy.next
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def add_piece(self, descriptor: cython.pointer(virtq_desc)) -> cython.int:
-        """Translate one descriptor and append it to the readable or the writable side: 0 or -1."""
-        chain: cython.pointer(Chain) = cython.address(self.chain)
-        piece: cython.pointer(iovec)
-        host: cython.pointer(uint8_t)
-        if not descriptor.flags & VIRTQ_DESC_F_WRITE and chain.writable_count:
-            return self.fail(BAD_ORDER)
-        if descriptor.len == 0:
-            return 0
-        host = translate(self.map, descriptor.addr, descriptor.len)
-        if host == cython.NULL:
-            host = translate_window(self.map, descriptor.addr, descriptor.len)
-            if host == cython.NULL:
-                return self.fail(OUTSIDE)
-            if descriptor.flags & VIRTQ_DESC_F_WRITE:
-                chain.writable_plain = min(chain.writable_plain, chain.writable_bytes)
-            else:
-                chain.readable_plain = min(chain.readable_plain, chain.readable_bytes)
-        if descriptor.flags & VIRTQ_DESC_F_WRITE:
-            piece = cython.address(chain.writable[chain.writable_count])
-            chain.writable_count += 1
-            chain.writable_bytes += descriptor.len
-        else:
-            piece = cython.address(chain.readable[chain.readable_count])
-            chain.readable_count += 1
-            chain.readable_bytes += descriptor.len
-        piece.iov_base = host
-        piece.iov_len = descriptor.len
-        if chain.readable_bytes + chain.writable_bytes >= cython.cast(uint64_t, 1) << 32:
-            return self.fail(TOO_LARGE)
+        if not written:
+            chain.readable_count = piece - chain.readable
+            chain.readable_bytes = total
+            piece = chain.writable
+        chain.writable_count = piece - chain.writable
+        chain.writable_bytes = total - chain.readable_bytes
         return 0
 
     @cython.cfunc
