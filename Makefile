@@ -25,7 +25,7 @@ help:
 demo: build guests
 	@tools/demo $(VENV)/bin/virtiofs
 
-test: lint types quick heavy
+test: lint types quick heavy testbed
 	$(RUN) -m pytest -m guest
 
 # Without DIR on a mount of our own, where the kernel lets us.
