@@ -9,6 +9,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 from virtiofs.client.check.case import MUST, SHOULD, Check, NotApplicable, checker, expect
 from virtiofs.client.check.subject import Subject
@@ -38,10 +39,10 @@ def optional(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(session: Session, nodeid: int, flags: int = os.O_RDWR) -> Iterator[int]:
-    """A handle of a file; 0 for a device that wants no OPEN (FUSE_NO_OPEN_SUPPORT)."""
+def _handle(opening: Callable[[], SimpleNamespace], release: Callable[[int], None]) -> Iterator[int]:
+    """A handle; 0 for a device that wants none (FUSE_NO_OPEN_SUPPORT, FUSE_NO_OPENDIR_SUPPORT)."""
     try:
-        handle = session.open(nodeid, flags).fh
+        handle = opening().fh
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
@@ -50,23 +51,17 @@ def opened(session: Session, nodeid: int, flags: int = os.O_RDWR) -> Iterator[in
     try:
         yield handle
     finally:
-        session.release(nodeid, handle, flags)
+        release(handle)
 
 
-@contextlib.contextmanager
-def opened_directory(session: Session, nodeid: int) -> Iterator[int]:
-    """A handle of a directory; 0 for a device that wants no OPENDIR."""
-    try:
-        handle = session.opendir(nodeid).fh
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise
-        yield 0
-        return
-    try:
-        yield handle
-    finally:
-        session.releasedir(nodeid, handle)
+def opened(session: Session, nodeid: int, flags: int = os.O_RDWR) -> contextlib.AbstractContextManager[int]:
+    """A handle of a file."""
+    return _handle(lambda: session.open(nodeid, flags), lambda fh: session.release(nodeid, fh, flags))
+
+
+def opened_directory(session: Session, nodeid: int) -> contextlib.AbstractContextManager[int]:
+    """A handle of a directory."""
+    return _handle(lambda: session.opendir(nodeid), lambda fh: session.releasedir(nodeid, fh))
 
 
 def names_of(
