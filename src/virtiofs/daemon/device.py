@@ -33,12 +33,15 @@ class ShareDevice(Device):
     """A share as a device with one high-priority queue and `queues` request queues.
 
     `worker` is the supervisor's end of a worker's channel, `front_end` the process id of the VMM (0:
-    unknown).
+    unknown).  `patience`: seconds for an answer of the worker, which waits for what a queue has begun (None: for ever).
     """
 
     features = m.VIRTIO_F_VERSION_1 | m.VIRTIO_RING_F_EVENT_IDX | m.VIRTIO_RING_F_INDIRECT_DESC
 
-    def __init__(self, tag: bytes, queues: int, worker: socket.socket, log: Log):
+    def __init__(
+        self, tag: bytes, queues: int, worker: socket.socket, log: Log, patience: float | None = None
+    ):
+        self._patience = patience
         self.queue_count = 1 + queues
         self._tag = tag
         self._worker = worker
@@ -47,7 +50,7 @@ class ShareDevice(Device):
 
     def _ask(self, do: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
         self._log.debug(f"worker: {do} {arguments}")
-        return channel.ask(self._worker, {"do": do, **arguments}, fds)
+        return channel.ask(self._worker, {"do": do, **arguments}, fds, self._patience)
 
     def abandon(self) -> None:
         """Ask the worker nothing more: it is to end, and stops its queues itself."""

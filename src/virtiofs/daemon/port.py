@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtiofs.daemon import channel, worker
@@ -41,7 +41,8 @@ Source = tuple[int, Callable[[], None]]
 class Share:
     """A tree to serve.  `make` makes its file system; it runs in each worker, inside `walls`.
 
-    `where` is for people to read.  `quota`: the account that `make` gives the file system.
+    `where` is for people to read.  `quota`: the account that `make` gives the file system.  `keep`: descriptors that
+    it works with.  `patience`: seconds that a request may still take when the guest resets the device (None: for ever).
     """
 
     def __init__(
@@ -52,7 +53,11 @@ class Share:
         walls: Walls,
         read_only: bool = False,
         quota: Quota | None = None,
+        keep: Sequence[int] = (),
+        patience: float | None = None,
     ):
+        self.keep = keep
+        self.patience = patience
         self.tag = tag
         self.where = where
         self.make = make
@@ -256,7 +261,9 @@ class Port:
         self._log.info(f"process {self.peer} connected")
         self.connections += 1
         self._connection = Connection(sock, self._patience)
-        self._device = ShareDevice(self.share.tag, self._queues, self._worker[1], self._log)
+        self._device = ShareDevice(
+            self.share.tag, self._queues, self._worker[1], self._log, self.share.patience
+        )
         self._back_end = BackEnd(self._device, self._log.warning)
 
     def _step(self) -> None:
@@ -296,7 +303,7 @@ class Port:
         if self.share.quota is not None and not self._leaving:
             self.share.quota.recover()
         try:
-            self._worker = worker.start(self.share.make, self._log, self.share.walls)
+            self._worker = worker.start(self.share.make, self._log, self.share.walls, keep=self.share.keep)
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None
 
