@@ -17,6 +17,7 @@ ROOT = 1
 NOREPLACE, EXCHANGE = 1, 2  # of renameat2(2)
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # of fallocate(2)
 CHUNK = 65536  # bytes of a file that are kept or a hole
+FILE_COSTS = 4096 + 255  # with the longest name or link
 NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 
@@ -126,13 +127,14 @@ class File:
 
 
 class MemoryFilesystem(Filesystem):
-    """`size`: how many bytes the data of all files may take."""
+    """`size`: how many bytes the data of all files may take, and as many all else."""
 
     threads = 0  # no method ever waits for anything
 
     def __init__(self, size: int = 64 << 20):
         self.room = size // CHUNK  # in chunks
         self.used = 0
+        self.rest = size  # bytes left for names, attributes, links
         self.lock = threading.RLock()
         self.next = ROOT + 1
         root = File(ROOT, stat.S_IFDIR | 0o755, os.geteuid(), os.getegid())
@@ -160,7 +162,13 @@ class MemoryFilesystem(Filesystem):
         """A file that has neither name nor lookup is over."""
         if not file.nlink and not file.lookups and file.number != ROOT:
             del self.files[file.number]
+            self.rest += FILE_COSTS + sum(map(len, file.xattrs.values()))
             self.used -= file.chunks
+
+    def charge(self, size: int) -> None:
+        if size > self.rest:
+            raise error(errno.ENOSPC)
+        self.rest -= size
 
     def data(self, node: int) -> Data:
         content = self.file(node).content
@@ -170,6 +178,7 @@ class MemoryFilesystem(Filesystem):
 
     def new(self, directory: File, mode: int, caller: Caller, rdev: int = 0) -> File:
         """A file that has no name yet."""
+        self.charge(FILE_COSTS)
         gid = caller.gid
         if directory.attributes.mode & stat.S_ISGID:
             gid = directory.attributes.gid
@@ -263,6 +272,8 @@ class MemoryFilesystem(Filesystem):
         with self.lock:
             if name not in self.entries(parent):
                 raise error(errno.ENOENT)
+            if self.entries(parent)[name].is_directory:
+                raise error(errno.EISDIR)
             self.remove(parent, name)
 
     def rmdir(self, parent: int, name: bytes) -> None:
@@ -270,6 +281,8 @@ class MemoryFilesystem(Filesystem):
             file = self.entries(parent).get(name)
             if file is None:
                 raise error(errno.ENOENT)
+            if not file.is_directory:
+                raise error(errno.ENOTDIR)
             if file.content:
                 raise error(errno.ENOTEMPTY)
             self.remove(parent, name)
@@ -344,7 +357,9 @@ class MemoryFilesystem(Filesystem):
 
     def statfs(self, node: int) -> Statistics:
         free = self.room - self.used
-        return Statistics(self.room, free, files=len(self.files), free_files=1 << 20, block_size=CHUNK)
+        return Statistics(
+            self.room, free, files=len(self.files), free_files=self.rest // FILE_COSTS, block_size=CHUNK
+        )
 
     def setxattr(self, node: int, name: bytes, value: bytes, flags: int) -> None:
         with self.lock:
@@ -355,6 +370,7 @@ class MemoryFilesystem(Filesystem):
                 raise error(errno.EEXIST)
             if flags & os.XATTR_REPLACE and name not in file.xattrs:
                 raise error(errno.ENODATA)
+            self.charge(len(value) - len(file.xattrs.get(name, b"")))
             file.xattrs[name] = value
             file.changed(content=False)
 
@@ -372,8 +388,9 @@ class MemoryFilesystem(Filesystem):
     def removexattr(self, node: int, name: bytes) -> None:
         with self.lock:
             file = self.file(node)
-            if file.xattrs.pop(name, None) is None:
+            if name not in file.xattrs:
                 raise error(errno.ENODATA)
+            self.rest += len(file.xattrs.pop(name))
             file.changed(content=False)
 
     # --- files ---

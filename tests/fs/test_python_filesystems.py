@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
 
 ROOT = 1
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TREES = Path(__file__).with_name("python_trees.py")
 
 
@@ -152,6 +154,23 @@ def test_what_no_method_is_there_for_is_enosys_and_a_tree_without_changes_is_rea
     assert failure(nonsense[1].mkdir, ROOT, "d") == errno.ENOSYS
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_an_ordinary_user_serves_a_tree_behind_the_same_walls():
+    with devices.share_for("ours-unprivileged") as place:
+        shutil.copy(EXAMPLES / "memory.py", place)
+        what = Path(f"{place / 'memory.py'}:MemoryFilesystem")
+        with (
+            devices.start_ours(what, user=devices.NOBODY) as running,
+            Device.connect(running.socket) as device,
+        ):
+            tree = Tree(Session(device))
+            tree.write_file("/f", b"data")
+            assert tree.read_file("/f") == b"data"
+            status = Path(f"/proc/{running.worker}/status").read_text()
+            assert "CapEff:\t0000000000000000" in status and "Seccomp:\t2" in status
+            assert os.stat(f"/proc/{running.worker}/root").st_nlink == 0  # removed
+
+
 # --- what is wrong harms nobody ---
 
 BAD_ENTRIES = (
@@ -268,6 +287,25 @@ def test_more_directories_than_may_be_open_are_refused(memory):
     for fh in opened:
         memory.releasedir(ROOT, fh)
     memory.releasedir(ROOT, memory.opendir(ROOT).fh)
+
+
+def test_a_directory_is_not_moved_below_itself_by_paths(tmp_path):
+    what = Path(f"{EXAMPLES / 'passthrough.py'}:Mirror")
+    with (
+        devices.start_ours(what, ["--option", f"directory={tmp_path}"]) as running,
+        Device.connect(running.socket) as device,
+    ):
+        session = Session(device)
+        outer = session.mkdir(ROOT, "a").nodeid
+        inner = session.mkdir(outer, "b").nodeid
+        assert failure(session.rename, ROOT, "a", inner, "c") == errno.EINVAL
+        assert failure(session.rename, outer, "b", ROOT, "a") == errno.EINVAL
+        assert session.lookup(outer, "b").nodeid == inner
+        session.rename(outer, "b", ROOT, "b")
+        session.rename(ROOT, "a", inner, "a")
+        assert session.getattr(session.lookup(inner, "a").nodeid).ino == (tmp_path / "b" / "a").stat().st_ino
+        os.rmdir(tmp_path / "b" / "a")
+        assert failure(session.getattr, outer) == errno.ENOENT
 
 
 def test_a_fork_ends_the_process_that_serves_and_says_why():

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import argparse
 
-from virtiofs.daemon.log import Log
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.log import Log
     from virtiofs.fs.python.serving import Servable
 
 # Options that are not about a directory of the host.

@@ -17,7 +17,7 @@ from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, ui
 from cython.cimports.libc.stdlib import free, malloc
 from cython.cimports.libc.string import memcpy
 from cython.cimports.posix.uio import iovec
-from cython.cimports.virtiofs.fuse.request import ARGS_ROOM, MAX_NAMES, Operation, Request, operation_of
+from cython.cimports.virtiofs.fuse.request import ARGS_ROOM, Operation, Request, operation_of
 from cython.cimports.virtiofs.virtqueue.atomics import store_release_u32
 
 
@@ -197,7 +197,7 @@ def copy(job: cython.pointer(Job), request: cython.pointer(Request), rest: uint6
     if rest:
         own.rest = cython.cast(cython.pointer(uint8_t), own.out + request.out_count)
         memcpy(own.rest, request.rest, rest)
-        for i in range(MAX_NAMES):
+        for i in range(operation_of(request.header.opcode).names):
             own.names[i] = cython.cast(cython.p_char, own.rest) + (
                 cython.cast(cython.pointer(uint8_t), request.names[i]) - request.rest
             )

@@ -51,7 +51,7 @@ class Life:
     """
 
     threads: int = 8
-    """How many methods run at a time, 0 to 64.  0: on the thread that takes the requests."""
+    """How many methods run at a time, 0 to 64.  0: on the thread that takes the requests; each queue has one."""
 
     read_only: bool | None = None
     """Refuse changes with EROFS before any method is called.  None: if no method that changes something is there."""
@@ -130,7 +130,8 @@ class Filesystem(Life):
         """Give a file another name, in place of what has that now: unless it is a directory with entries (ENOTEMPTY).
 
         `flags`: of renameat2(2), 1 RENAME_NOREPLACE (EEXIST), 2 RENAME_EXCHANGE; raise EINVAL for others.
-        The guest's kernel has checked that a directory does not move into itself, and that types fit.
+        The guest's kernel has checked that a directory does not move into itself, and that types fit; a hostile guest
+        has not, and must harm nobody but itself by that.
         """
         raise unanswered()
 

@@ -28,6 +28,9 @@ from virtiofs.fs.python.replies import Attributes, Caller, Changes, Entry, Opene
 if TYPE_CHECKING:
     from virtiofs.fs.python.awaiting import Awaiting
 
+# What a guest may know, and have open, at a time.
+MOST_NODES = 1 << 20
+MOST_OPEN = 1 << 16
 # A name, or a name and the mode (of which the type counts).
 PathEntry: TypeAlias = str | tuple[str, int]
 
@@ -185,6 +188,7 @@ class PathNodes(Filesystem):
         self._awaiting = awaiting
         self._lock = threading.Lock()  # over all nodes; held for no call of a method
         self._nodes: dict[int, Node] = {}
+        self._open = 0  # handles of all nodes
         self._next = ROOT
         self._begin()
 
@@ -200,6 +204,7 @@ class PathNodes(Filesystem):
 
     def _begin(self) -> None:
         self._nodes = {ROOT: Node(ROOT, None, b"")}
+        self._open = 0
         # Numbers are never used again, not even by the next session.
         self._next += 1
 
@@ -233,12 +238,17 @@ class PathNodes(Filesystem):
                 handle = node.handles[0]
         return self._path(number, None, handle), handle
 
+    def _check_open(self) -> None:
+        if self._open >= MOST_OPEN:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
     def _opened(self, number: int, found: int | Opened) -> int | Opened:
         """Note by which handle a node is open."""
         with self._lock:
             node = self._nodes.get(number)
             if node is not None:
                 node.handles.append(found.handle if isinstance(found, Opened) else found)
+                self._open += 1
         return found
 
     def _entry(self, parent: int, name: bytes) -> Entry:
@@ -250,6 +260,8 @@ class PathNodes(Filesystem):
             above = self._node(parent)
             node = above.children.get(name)
             if node is None:
+                if len(self._nodes) >= MOST_NODES:
+                    raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
                 node = above.children[name] = Node(self._next, above, name)
                 self._nodes[node.number] = node
                 self._next += 1
@@ -265,10 +277,16 @@ class PathNodes(Filesystem):
         return node
 
     def _attach(self, node: Node | None, parent: int, name: bytes) -> None:
-        """Give a node a name, in place of whatever had it; under the lock."""
+        """Give a node a name, in place of whatever had it; under the lock.
+
+        Not below itself: a race of two renames could lead there.
+        """
         self._detach(parent, name)
         above = self._nodes.get(parent)
-        if node is not None and above is not None:
+        ancestor = above
+        while ancestor is not None and ancestor is not node:
+            ancestor = ancestor.parent
+        if node is not None and above is not None and ancestor is None:
             old, node.parent, node.name = node.parent, above, name
             above.children[name] = node
             if old is not None:
@@ -334,7 +352,11 @@ class PathNodes(Filesystem):
             self._detach(parent, name)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        self._result(self._paths.rename(self._path(parent, name), self._path(new_parent, new_name), flags))
+        path, new = self._path(parent, name), self._path(new_parent, new_name)
+        # A guest's kernel never asks for that; here it would make a ring of nodes.
+        if new.startswith(path + "/") or path.startswith(new + "/"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._result(self._paths.rename(path, new, flags))
         with self._lock:
             moved = self._detach(parent, name)
             other = self._detach(new_parent, new_name)
@@ -365,11 +387,13 @@ class PathNodes(Filesystem):
         return self._paths.removexattr(self._path(node), os.fsdecode(name))
 
     def open(self, node: int, flags: int) -> int | Opened:
+        self._check_open()
         return self._opened(node, self._result(self._paths.open(self._path(node), flags)))
 
     def create(
         self, parent: int, name: bytes, flags: int, mode: int, caller: Caller
     ) -> tuple[Entry, int | Opened]:
+        self._check_open()
         opened = self._result(self._paths.create(self._path(parent, name), flags, mode, caller))
         entry = self._entry(parent, name)
         return entry, self._opened(entry.node, opened)
@@ -388,6 +412,7 @@ class PathNodes(Filesystem):
             known = self._nodes.get(node)
             if known is not None and handle in known.handles:
                 known.handles.remove(handle)
+                self._open -= 1
         return self._paths.release(self._path(node, None, handle), handle)
 
     def fsync(self, node: int, handle: int, datasync: bool) -> Maybe[None]:
