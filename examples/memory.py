@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A complete read-write file system in memory:  virtiofs mount examples/memory.py:MemoryFilesystem /mnt
 
-All that a file is, is an object; the guest's kernel has checked permissions, names and types before a method is
-called.  One lock is over everything, as several methods run at a time; no method waits while it holds it.
+All that a file is, is an object.  The guest's kernel has checked permissions before a method is called; names and
+types, too, but a hostile one would not.  One lock is over everything, as several methods may run at a time; no method
+waits while it holds it.
 """
 
 import errno
@@ -17,6 +18,7 @@ ROOT = 1
 NOREPLACE, EXCHANGE = 1, 2  # of renameat2(2)
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # of fallocate(2)
 CHUNK = 65536  # bytes of a file that are kept or a hole
+HANDLE_COSTS = 256
 FILE_COSTS = 4096 + 255  # with the longest name or link
 NAMESPACES = (b"user.", b"trusted.", b"security.")
 
@@ -101,6 +103,8 @@ class File:
             mode, uid=uid, gid=gid, rdev=rdev, ino=number, atime_ns=now, mtime_ns=now, ctime_ns=now
         )
         self.number = number
+        self.parent = None  # of a directory
+        self.opened = 0
         self.nlink = 2 if stat.S_ISDIR(mode) else 1
         self.lookups = 0
         self.xattrs: dict[bytes, bytes] = {}
@@ -139,6 +143,8 @@ class MemoryFilesystem(Filesystem):
         self.next = ROOT + 1
         root = File(ROOT, stat.S_IFDIR | 0o755, os.geteuid(), os.getegid())
         self.files = {ROOT: root}
+        self.handles: dict[int, tuple[File, int]] = {}  # with the flags of open(2)
+        self.next_handle = 1
 
     # --- what the methods share ---
 
@@ -160,7 +166,7 @@ class MemoryFilesystem(Filesystem):
 
     def drop(self, file: File) -> None:
         """A file that has neither name nor lookup is over."""
-        if not file.nlink and not file.lookups and file.number != ROOT:
+        if not file.nlink and not file.lookups and not file.opened and file.number != ROOT:
             del self.files[file.number]
             self.rest += FILE_COSTS + sum(map(len, file.xattrs.values()))
             self.used -= file.chunks
@@ -169,6 +175,21 @@ class MemoryFilesystem(Filesystem):
         if size > self.rest:
             raise error(errno.ENOSPC)
         self.rest -= size
+
+    def open_file(self, file: File, flags: int) -> int:
+        handle = self.next_handle
+        self.next_handle += 1
+        self.charge(HANDLE_COSTS)
+        self.handles[handle] = file, flags & os.O_ACCMODE
+        file.opened += 1
+        return handle
+
+    def opened(self, handle: int, unfit: int = -1) -> File:
+        """The file of a handle; EBADF for one whose access mode is `unfit`."""
+        file, mode = self.handles.get(handle, (None, unfit))
+        if file is None or mode == unfit:
+            raise error(errno.EBADF)
+        return file
 
     def data(self, node: int) -> Data:
         content = self.file(node).content
@@ -188,9 +209,9 @@ class MemoryFilesystem(Filesystem):
         self.next += 1
         return file
 
-    def take(self, node: int, offset: int, end: int) -> None:
+    def take(self, content: Data, offset: int, end: int) -> None:
         """Count the chunks that will be written to."""
-        missing = self.data(node).missing(offset, end)
+        missing = content.missing(offset, end)
         if missing > self.room - self.used:
             raise error(errno.ENOSPC)
         self.used += missing
@@ -205,6 +226,7 @@ class MemoryFilesystem(Filesystem):
             file = entries[name] = self.new(directory, mode, caller, rdev)
             if file.is_directory:
                 directory.nlink += 1
+                file.parent = directory
             directory.changed()
             return file
 
@@ -232,13 +254,15 @@ class MemoryFilesystem(Filesystem):
         with self.lock:
             file = self.files.get(node)
             if file is not None:
-                file.lookups -= lookups
+                file.lookups = max(0, file.lookups - lookups)
                 self.drop(file)
 
     def reset(self) -> None:
         with self.lock:
+            self.rest += HANDLE_COSTS * len(self.handles)
+            self.handles.clear()
             for file in list(self.files.values()):
-                file.lookups = 0
+                file.lookups = file.opened = 0
                 self.drop(file)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
@@ -251,13 +275,14 @@ class MemoryFilesystem(Filesystem):
 
     def create(self, parent: int, name: bytes, flags: int, mode: int, caller: Caller) -> tuple[Entry, int]:
         with self.lock:
-            return self.entry(self.make(parent, name, stat.S_IFREG | mode, caller)), 0
+            file = self.make(parent, name, stat.S_IFREG | mode, caller)
+            return self.entry(file), self.open_file(file, flags)
 
     def tmpfile(self, parent: int, flags: int, mode: int, caller: Caller) -> tuple[Entry, int]:
         with self.lock:
             file = self.new(self.file(parent), stat.S_IFREG | mode, caller)
             file.nlink = 0
-            return self.entry(file), 0
+            return self.entry(file), self.open_file(file, flags)
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Entry:
         with self.lock:
@@ -266,7 +291,10 @@ class MemoryFilesystem(Filesystem):
             return self.entry(file)
 
     def readlink(self, node: int) -> bytes:
-        return self.file(node).content
+        content = self.file(node).content
+        if not isinstance(content, bytes):
+            raise error(errno.EINVAL)
+        return content
 
     def unlink(self, parent: int, name: bytes) -> None:
         with self.lock:
@@ -292,6 +320,8 @@ class MemoryFilesystem(Filesystem):
             file, entries = self.file(node), self.entries(new_parent)
             if new_name in entries:
                 raise error(errno.EEXIST)
+            if file.is_directory:
+                raise error(errno.EPERM)
             entries[new_name] = file
             file.nlink += 1
             file.changed(content=False)
@@ -310,23 +340,41 @@ class MemoryFilesystem(Filesystem):
                 raise error(errno.EEXIST)
             if file is other:
                 return  # rename(2): two names of one file stay as they are
+            self.check_rename(file, other, parent, new_parent, flags)
             if flags == EXCHANGE:
                 source[name], target[new_name] = other, file
                 moved = other.is_directory - file.is_directory
                 self.file(parent).nlink += moved
                 self.file(new_parent).nlink -= moved
                 other.changed(content=False)
+                other.parent = self.file(parent)
             else:
                 if other is not None:
-                    if other.is_directory and other.content:
-                        raise error(errno.ENOTEMPTY)
                     self.remove(new_parent, new_name)
                 target[new_name] = source.pop(name)
                 self.file(parent).nlink -= file.is_directory
                 self.file(new_parent).nlink += file.is_directory
             file.changed(content=False)
+            file.parent = self.file(new_parent)
             self.file(parent).changed()
             self.file(new_parent).changed()
+
+    def check_rename(self, file: File, other: File | None, parent: int, new_parent: int, flags: int) -> None:
+        for moved, target in ((file, new_parent), (other if flags == EXCHANGE else None, parent)):
+            above = self.file(target)
+            while moved is not None and moved.is_directory and above is not None:
+                if above is moved:
+                    raise error(errno.EINVAL)  # into itself
+                above = above.parent
+        if other is not None and not flags:
+            if other.is_directory != file.is_directory:
+                raise error(errno.EISDIR if other.is_directory else errno.ENOTDIR)
+            if other.is_directory and other.content:
+                raise error(errno.ENOTEMPTY)
+
+    def opendir(self, node: int) -> int:
+        self.entries(node)
+        return 0
 
     def readdir(self, node: int, handle: int) -> list[tuple[bytes, int, int]]:
         with self.lock:
@@ -395,16 +443,42 @@ class MemoryFilesystem(Filesystem):
 
     # --- files ---
 
+    def open(self, node: int, flags: int) -> int:
+        with self.lock:
+            file = self.file(node)
+            if not isinstance(file.content, Data) or not stat.S_ISREG(file.attributes.mode):
+                raise error(errno.EISDIR if file.is_directory else errno.ELOOP)
+            return self.open_file(file, flags)
+
+    def release(self, node: int, handle: int) -> None:
+        with self.lock:
+            file, _ = self.handles.pop(handle, (None, 0))
+            if file is not None:
+                self.rest += HANDLE_COSTS
+                file.opened -= 1
+                self.drop(file)
+
+    def flush(self, node: int, handle: int) -> None:
+        self.opened(handle)
+
+    def fsync(self, node: int, handle: int, datasync: bool) -> None:
+        self.opened(handle)
+
+    def fsyncdir(self, node: int, handle: int, datasync: bool) -> None:
+        pass  # memory is as safe as it will be
+
     def read(self, node: int, handle: int, offset: int, size: int) -> bytes:
         with self.lock:
-            self.file(node).attributes.atime_ns = time.time_ns()
-            return self.data(node).read(offset, offset + size)
+            file = self.opened(handle, os.O_WRONLY)
+            file.attributes.atime_ns = time.time_ns()
+            return file.content.read(offset, offset + size)
 
     def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
         with self.lock:
-            self.take(node, offset, offset + len(data))
-            self.data(node).write(offset, data)
-            self.file(node).changed()
+            file = self.opened(handle, os.O_RDONLY)
+            self.take(file.content, offset, offset + len(data))
+            file.content.write(offset, data)
+            file.changed()
             return len(data)
 
     def fallocate(self, node: int, handle: int, mode: int, offset: int, length: int) -> None:

@@ -8,6 +8,8 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +171,16 @@ def test_an_ordinary_user_serves_a_tree_behind_the_same_walls():
             status = Path(f"/proc/{running.worker}/status").read_text()
             assert "CapEff:\t0000000000000000" in status and "Seccomp:\t2" in status
             assert os.stat(f"/proc/{running.worker}/root").st_nlink == 0  # removed
+
+
+def test_the_tree_in_memory_is_a_right_and_robust_device():
+    with devices.start_ours(Path(f"{TREES}:Pooled")) as running:
+        command = [sys.executable, "-m", "virtiofs", "check", "--quiet", running.socket]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    failed = [line for line in said.splitlines() if line.startswith("FAILED")]
+    # It looks for its file over a second connection, for which the tree is a new one.
+    assert all("FORGET counts past zero" in line for line in failed), said
+    assert "passed" in said
 
 
 # --- what is wrong harms nobody ---

@@ -33,6 +33,9 @@ from cython.cimports.virtiofs.fuse.layout import (
 )
 from cython.cimports.virtiofs.fuse.request import Request
 
+# In nanoseconds: the year 2262, to which later ones are cut.
+LATEST = (1 << 63) - 1
+
 
 @cython.cfunc
 @cython.exceptval(-1)
@@ -49,7 +52,8 @@ def time_of(
     if asked.valid & now:
         return time.time_ns()
     if asked.valid & given:
-        return cython.cast(object, cython.cast(int64_t, seconds)) * 1000000000 + rest % 1000000000
+        ns = cython.cast(object, cython.cast(int64_t, seconds)) * 1000000000 + rest % 1000000000
+        return max(-LATEST, min(LATEST, ns))
     return None
 
 
