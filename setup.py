@@ -54,6 +54,10 @@ COMPILED = [
     "virtiofs.fs.passthrough.quota",
     "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.share",
+    *(
+        f"virtiofs.fs.python.{name}"
+        for name in ("replies", "packing", "calls", "names", "attributes", "files", "directories", "bridge")
+    ),
     "virtiofs.sandbox.capabilities",
     "virtiofs.sandbox.landlock",
     "virtiofs.sandbox.namespaces",

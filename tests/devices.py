@@ -147,6 +147,7 @@ for module in pkgutil.walk_packages(virtiofs.__path__, "virtiofs."):
         importlib.import_module(module.name)
 with contextlib.suppress(SystemExit):
     virtiofs.cli.main.main(["serve", "--help"])
+virtiofs.fs.python.loading.preload()
 user = int(sys.argv[1])
 os.setgroups([]), os.setresgid(user, user, user), os.setresuid(user, user, user)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is ours, as after an exec

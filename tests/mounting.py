@@ -81,15 +81,22 @@ def command(*words: str | Path, user: int | None = None) -> list[str]:
 
 @contextlib.contextmanager
 def mounted(
-    base: Path, *options: str, user: int | None = None, socket: str | None = None
+    base: Path,
+    *options: str,
+    user: int | None = None,
+    socket: str | None = None,
+    python: str | None = None,
 ) -> Iterator[Mounted]:
-    """`virtiofs mount` of base/share, or of the device at `socket`, at base/place; both are made if need be."""
+    """`virtiofs mount` of base/share, of the device at `socket` or of the class `python`, at base/place.
+
+    Both directories are made if need be.
+    """
     share, place = base / "share", base / "place"
     for directory in (share, place):
         directory.mkdir(exist_ok=True)
         if user is not None:
             os.chown(directory, user, user)
-    what = [share] if socket is None else ["--socket", socket]
+    what = [python or share] if socket is None else ["--socket", socket]
     ready, ready_end = os.pipe()
     process = subprocess.Popen(
         command(*what, place, "--ready-fd", str(ready_end), "--log-level", "info", *options, user=user),

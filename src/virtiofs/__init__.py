@@ -8,3 +8,39 @@ request: `vhostuser`, `virtqueue`, `fuse`, `fs`; `daemon` runs them, `client` is
 """
 
 __version__ = "0.1.0"
+
+# Imported when they are first asked for: what a daemon of a directory does not need costs it nothing.
+_HOMES = {
+    "Filesystem": "virtiofs.fs.python.filesystem",
+    "DirectoryEntry": "virtiofs.fs.python.filesystem",
+    "PathFilesystem": "virtiofs.fs.python.paths",
+    "Attributes": "virtiofs.fs.python.replies",
+    "Caller": "virtiofs.fs.python.replies",
+    "Changes": "virtiofs.fs.python.replies",
+    "Entry": "virtiofs.fs.python.replies",
+    "Opened": "virtiofs.fs.python.replies",
+    "Statistics": "virtiofs.fs.python.replies",
+    "serve": "virtiofs.daemon.embedded",
+}
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.daemon.embedded import serve as serve
+    from virtiofs.fs.python.filesystem import DirectoryEntry as DirectoryEntry
+    from virtiofs.fs.python.filesystem import Filesystem as Filesystem
+    from virtiofs.fs.python.paths import PathFilesystem as PathFilesystem
+    from virtiofs.fs.python.replies import Attributes as Attributes
+    from virtiofs.fs.python.replies import Caller as Caller
+    from virtiofs.fs.python.replies import Changes as Changes
+    from virtiofs.fs.python.replies import Entry as Entry
+    from virtiofs.fs.python.replies import Opened as Opened
+    from virtiofs.fs.python.replies import Statistics as Statistics
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'virtiofs' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(home), name)

@@ -7,6 +7,10 @@ The same worker behind the same walls as in `virtiofs serve` answers this host's
     virtiofs mount --background --readonly /srv/data /mnt
     virtiofs mount --ownership mapped --translate-uid map:1000:100000:1 /srv/data /mnt
 
+A file system in Python (docs/writing-a-file-system.md) is mounted in the same way, which is how to develop one:
+
+    virtiofs mount examples/memory.py:MemoryFilesystem /mnt
+
 A running device of any virtio-fs daemon, which would otherwise serve a VM, is mounted by its socket:
 
     virtiofs mount --socket /run/data.sock /mnt
@@ -23,11 +27,13 @@ import os
 import sys
 from collections.abc import Callable
 
-from virtiofs.cli import mountdevice, serve
+from virtiofs.cli import mountdevice, pythonshare, serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.log import Log
+    from virtiofs.daemon.port import Share
+    from virtiofs.fs.python.serving import Servable
 
 MAX_THREADS = 64
 # What is not about the share: where a device is mounted its own daemon has settled that.
@@ -49,7 +55,9 @@ FOR_DEVICES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `virtiofs mount`."""
     directory = parser.add_argument(
-        "directory", metavar="DIR", help="the directory, or the single file, to share; not with --socket"
+        "directory",
+        metavar="DIR",
+        help="the directory, or the single file, to share, or module:Class; not with --socket",
     )
     mountpoint = parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the directory to mount at")
 
@@ -87,9 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         metavar="N",
         type=int,
-        default=1,
         help="requests served at a time, 1 to 64: one is the quickest for each request; more do not wait for each"
-        " other's slow disk (%(default)s)",
+        " other's slow disk (1, or what a class in Python says)",
     )
     parser.add_argument(
         "--background",
@@ -112,6 +119,7 @@ def main(options: argparse.Namespace) -> int:
     from virtiofs.daemon.log import Log
 
     serve_it = mount
+    pythonshare.check_options(options)
     if options.socket is not None:
         refuse_share_options(options)
         serve_it = mountdevice.mount
@@ -147,18 +155,20 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
 
     try:
         serve.check_numbers(options)
-        if not 1 <= options.threads <= MAX_THREADS:
-            raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {options.threads}")
-        settings = serve.passthrough_settings(options)
-        path = serve.check_path(options.directory)
-        check_apart(path, options.directory, options.mountpoint)
-        walls = serve.make_walls(options, log)
-        share = serve.make_share(
-            serve.DEFAULT_TAG, path, options.readonly, settings, walls, options.directory
-        )
+        threads = 1 if options.threads is None else options.threads
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {threads}")
+        share: Share | Servable
+        if pythonshare.is_class(options.directory):
+            share = pythonshare.load(options, log)
+            name = options.directory
+            if options.threads is None:
+                threads = max(1, share.filesystem.threads)
+        else:
+            share, name = directory_share(options, log)
         mountpoint = Mountpoint(
             options.mountpoint,
-            name=path,
+            name=name,
             read_only=options.readonly,
             allow_other=os.geteuid() == 0 if options.allow_other is None else options.allow_other,
         )
@@ -166,10 +176,22 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         tell(serve.describe(error))
         return 1
     try:
-        return HostMount(mountpoint, share.make, share.walls, options.threads, log).run(ready)
+        return HostMount(mountpoint, share.make, share.walls, threads, log, share.keep).run(ready)
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
         return 1
+
+
+def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
+    """The share of a directory or a file, and its absolute path.  Raises `ValueError` and `OSError`."""
+    settings = serve.passthrough_settings(options)
+    path = serve.check_path(options.directory)
+    check_apart(path, options.directory, options.mountpoint)
+    walls = serve.make_walls(options, log)
+    return (
+        serve.make_share(serve.DEFAULT_TAG, path, options.readonly, settings, walls, options.directory),
+        path,
+    )
 
 
 def check_apart(path: str, directory: str, mountpoint: str) -> None:

@@ -5,6 +5,7 @@
     virtiofs run --share src:/src:ro --share out:/out -- sh -c 'cp -r /src/. /out/'
     virtiofs run --share out:/out --quota 1G -- sh -c 'cp -r /usr /out'
     virtiofs run --rootfs /srv/alpine -- /bin/cat /etc/os-release
+    virtiofs run --share examples/hello.py:Hello -- cat /mnt/hello
 
 One daemon per share, one guest, one command.  What the command writes comes out here byte for byte, and its
 exit status is ours.  Other statuses: 124 the time was up, 125 the guest or a daemon could not be started or
@@ -28,6 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from virtiofs.cli.pythonshare import is_class
 from virtiofs.cli.sizes import parse_size
 from virtiofs.vm import process
 from virtiofs.vm.guest import Guest, GuestError, GuestTimeout, Share
@@ -51,6 +53,7 @@ class Mount(NamedTuple):
     mountpoint: str | None
     read_only: bool
     quota: str = ""
+    options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
 
 
 class Status:
@@ -88,7 +91,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR[:MOUNTPOINT][:ro][:quota=SIZE]",
-        help="share DIR; the first is mounted at /mnt, the next at /mnt1 and so on if no MOUNTPOINT is given",
+        help="share DIR, or a file system in Python as module:Class; the first is mounted at /mnt, the next at /mnt1"
+        " and so on if no MOUNTPOINT is given",
+    )
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of the class that a --share names; may be repeated",
     )
     add("--rootfs", metavar="DIR[:ro]", help="boot with DIR as the guest's root file system")
     add(
@@ -288,6 +299,8 @@ def _serve_command(mount: Mount, share: Share, queues: int, ready: int) -> list[
     command += ["--tag", share.tag, "--queues", str(queues), "--ready-fd", str(ready)]
     if mount.quota:
         command += ["--quota", mount.quota]
+    for option in mount.options or ():
+        command += ["--option", option]
     return command + (["--readonly"] if mount.read_only else [])
 
 
@@ -370,10 +383,20 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
     if args.quota is not None:
         _check_quota(args.quota, "--quota")
         mounts = [
-            mount if mount.quota or mount.read_only else mount._replace(quota=args.quota) for mount in mounts
+            mount
+            if mount.quota or mount.read_only or mount.options is not None
+            else mount._replace(quota=args.quota)
+            for mount in mounts
         ]
     if args.daemon is not None and any(mount.quota for mount in mounts):
         raise GuestError("--daemon names another daemon; the quota is for it to keep")
+    classes = [mount for mount in mounts if mount.options is not None]
+    if args.option:
+        if len(classes) != 1:
+            raise GuestError("--option goes with one --share of a class in Python, given as module:Class")
+        mounts[mounts.index(classes[0])] = classes[0]._replace(options=tuple(args.option))
+    if args.daemon is not None and classes:
+        raise GuestError("--daemon names another daemon, which serves no class in Python")
     if not mounts:
         raise GuestError("nothing to share: add --share DIR or --rootfs DIR")
     return mounts
@@ -397,6 +420,8 @@ def _parse_mount(text: str, option: str) -> Mount:
         if colon and last.startswith("/") and not os.path.isdir(rest):
             rest, mountpoint = before, last
     directory = Path(rest)
+    if is_class(rest):
+        return Mount(directory, mountpoint, read_only, options=())
     if not rest or not directory.exists():
         raise GuestError(f"{option} {text}: there is no directory {rest or text}")
     if not directory.is_dir():

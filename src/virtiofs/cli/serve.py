@@ -16,6 +16,10 @@ is shared as a directory that holds it:
         --control /run/vm/control
     virtiofs ctl /run/vm/control status
 
+In place of a directory, a file system in Python (docs/writing-a-file-system.md): a class in a module, or in a file:
+
+    virtiofs serve examples/zipped.py:ZipFilesystem --option archive=/srv/data.zip --socket /run/zip.sock
+
 The daemon serves one VM for each share at a time and waits for the next when it goes.  SIGTERM ends it.
 """
 
@@ -28,7 +32,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from virtiofs.cli import ownership
+from virtiofs.cli import ownership, pythonshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ PATIENCE_SECONDS = 2.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `virtiofs serve`."""
     parser.set_defaults(parser=parser)
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="the directory to share")
+    parser.add_argument("directory", metavar="DIR", nargs="?", help="the directory to share, or module:Class")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="PATH", help="make a socket here and listen on it")
     where.add_argument(
@@ -221,6 +225,7 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
         help="write a line to this descriptor and close it when it is ready; systemd is told by itself",
     )
     ownership.add_arguments(parser)
+    pythonshare.add_arguments(parser)
 
 
 def check_forms(options: argparse.Namespace) -> None:
@@ -233,11 +238,14 @@ def check_forms(options: argparse.Namespace) -> None:
             error("one of the arguments --socket --fd is required")
         if options.directory is None:
             error("the following arguments are required: DIR")
+        pythonshare.check_options(options)
         return
     if options.directory is not None:
         error(f"with --socket-dir every share has a tag: --share TAG={options.directory}")
     if options.tag is not None:
         error("with --socket-dir the tag of each share stands in --share TAG=DIR")
+    if options.option:
+        error("--option goes with one module:Class on --socket or --fd")
     if not options.share and not options.control:
         error("nothing to share: give --share TAG=DIR, or --control to add shares later")
 
@@ -264,11 +272,19 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(
                 "--readonly leaves nothing to --dax-window: front ends map every page writable; use one of the two"
             )
-        walls = make_walls(options, log)
         add_port = None
-        if options.socket_dir is None:
-            ports.append(single_port(options, settings, walls, log, window))
+        if pythonshare.is_class(options.directory):
+            if window:
+                raise ValueError(
+                    "--dax-window maps files of the host, which a file system in Python has not; leave it out"
+                )
+            share, walls = python_share(options, log)
+            ports.append(single_port(options, share, log))
+        elif options.socket_dir is None:
+            walls = make_walls(options, log)
+            ports.append(single_port(options, directory_share(options, settings, walls, window), log))
         else:
+            walls = make_walls(options, log)
             add_port = port_maker(options, settings, walls, log, ports, window)
             for text in options.share:
                 ports.append(add_port(text))
@@ -353,14 +369,32 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def single_port(
-    options: argparse.Namespace, settings: dict[str, Any], walls: Walls, log: Log, window: int = 0
-) -> Port:
-    """The port of the form with one DIR."""
-    from virtiofs.daemon.port import Port
-    from virtiofs.vhostuser.transport import adopt, listen
+def python_share(options: argparse.Namespace, log: Log) -> tuple[Share, Walls]:
+    """The share of a file system in Python.  Raises `ValueError` and `OSError`."""
+    from virtiofs.daemon.device import check_tag
+    from virtiofs.daemon.port import Share
 
-    share = make_share(
+    tag = check_tag(DEFAULT_TAG if options.tag is None else options.tag)
+    python = pythonshare.load(options, log)
+    return (
+        Share(
+            tag,
+            options.directory,
+            python.make,
+            python.walls,
+            options.readonly,
+            keep=python.keep,
+            patience=python.filesystem.patience,
+        ),
+        python.walls,
+    )
+
+
+def directory_share(
+    options: argparse.Namespace, settings: dict[str, Any], walls: Walls, window: int = 0
+) -> Share:
+    """The share of the form with one DIR.  Raises `ValueError`."""
+    return make_share(
         DEFAULT_TAG if options.tag is None else options.tag,
         check_directory(options.directory),
         options.readonly,
@@ -370,6 +404,13 @@ def single_port(
         common_quota(options),
         window,
     )
+
+
+def single_port(options: argparse.Namespace, share: Share, log: Log) -> Port:
+    """The port of the only share."""
+    from virtiofs.daemon.port import Port
+    from virtiofs.vhostuser.transport import adopt, listen
+
     if options.socket is not None:
         return Port(share, options.queues, log, listen(options.socket), path=os.path.abspath(options.socket))
     sock, listening = adopt(options.fd)

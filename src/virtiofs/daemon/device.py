@@ -39,12 +39,22 @@ class ShareDevice(Device):
 
     `worker` is the supervisor's end of a worker's channel, `front_end` the process id of the VMM (0:
     unknown).  `window_size`: bytes of the DAX window, 0 for none.  `back_end` is what drives this device, once
-    there is one.
+    there is one.  `patience`: seconds for an answer of the worker, which waits for what a queue has begun (None: for
+    ever).
     """
 
     features = m.VIRTIO_F_VERSION_1 | m.VIRTIO_RING_F_EVENT_IDX | m.VIRTIO_RING_F_INDIRECT_DESC
 
-    def __init__(self, tag: bytes, queues: int, worker: socket.socket, log: Log, window_size: int = 0):
+    def __init__(
+        self,
+        tag: bytes,
+        queues: int,
+        worker: socket.socket,
+        log: Log,
+        window_size: int = 0,
+        patience: float | None = None,
+    ):
+        self._patience = patience
         self.queue_count = 1 + queues
         self.back_end: BackEnd | None = None
         self._window_size = window_size
@@ -59,7 +69,7 @@ class ShareDevice(Device):
 
     def _ask(self, do: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
         self._log.debug(f"worker: {do} {arguments}")
-        return channel.ask(self._worker, {"do": do, **arguments}, fds)
+        return channel.ask(self._worker, {"do": do, **arguments}, fds, self._patience)
 
     def abandon(self) -> None:
         """Ask the worker nothing more: it is to end, and stops its queues itself."""

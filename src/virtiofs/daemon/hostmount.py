@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from virtiofs.daemon import worker
 from virtiofs.daemon.log import Log
@@ -73,7 +73,10 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 
 
 class HostMount:
-    """Serves what `make` makes at `mountpoint` until it is unmounted.  `threads`: how many serve at the same time."""
+    """Serves what `make` makes at `mountpoint` until it is unmounted.
+
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.
+    """
 
     def __init__(
         self,
@@ -82,7 +85,9 @@ class HostMount:
         walls: Walls,
         threads: int,
         log: Log,
+        keep: Sequence[int] = (),
     ):
+        self._keep = keep
         self._mountpoint = mountpoint
         self._make = make
         self._walls = walls
@@ -124,7 +129,9 @@ class HostMount:
         self._walls.leave()
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
         try:
-            return worker.start(self._make, self._log, self._walls, serve_descriptors(fds), fds)
+            return worker.start(
+                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
+            )
         finally:
             for fd in fds[1:]:
                 os.close(fd)

@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtiofs.daemon import channel, worker
@@ -42,7 +42,8 @@ class Share:
     """A tree to serve.  `make` makes its file system; it runs in each worker, inside `walls`.
 
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
-    the device's DAX window, 0 for none.
+    the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
+    may still take when the guest resets the device (None: for ever).
     """
 
     def __init__(
@@ -54,7 +55,11 @@ class Share:
         read_only: bool = False,
         quota: Quota | None = None,
         window_size: int = 0,
+        keep: Sequence[int] = (),
+        patience: float | None = None,
     ):
+        self.keep = keep
+        self.patience = patience
         self.tag = tag
         self.where = where
         self.make = make
@@ -261,7 +266,12 @@ class Port:
         self.connections += 1
         self._connection = Connection(sock, self._patience)
         self._device = ShareDevice(
-            self.share.tag, self._queues, self._worker[1], self._log, self.share.window_size
+            self.share.tag,
+            self._queues,
+            self._worker[1],
+            self._log,
+            self.share.window_size,
+            self.share.patience,
         )
         self._back_end = BackEnd(self._device, self._log.warning)
         self._device.back_end = self._back_end
@@ -304,7 +314,11 @@ class Port:
             self.share.quota.recover()
         try:
             self._worker = worker.start(
-                self.share.make, self._log, self.share.walls, worker.serve_queues(self.share.window_size)
+                self.share.make,
+                self._log,
+                self.share.walls,
+                worker.serve_queues(self.share.window_size),
+                keep=self.share.keep,
             )
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None

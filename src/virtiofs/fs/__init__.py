@@ -2,5 +2,5 @@
 """What requests do: file systems that a guest can be given.
 
 In: checked requests (from `fuse`).  Out: replies.  Open first: `filesystem.py` (what every file system is),
-then `passthrough/share.py` (a host directory).
+then `passthrough/share.py` (a host directory) or `python/filesystem.py` (a class in Python).
 """

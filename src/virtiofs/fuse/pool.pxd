@@ -20,15 +20,16 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_broadcast(pthread_cond_t* condition)
 
 cdef enum:
-    MOST_JOBS = 1024         # in a pool, waiting or being done: with their pieces, 18 MiB at most
+    MOST_JOBS = 1024         # in a pool, waiting or being done: with their pieces, 18 MiB at most, and with values 86
     MOST_PIECES = 1024       # of a request that is handed over
-    RESULT_ROOM = 64         # for a reply that is not data: the largest has 8 bytes
+    MOST_REST = 68 * 1024    # bytes of names and of a value: an extended attribute's has 64 KiB
+    RESULT_ROOM = 160        # for a reply that is not data: the largest, of CREATE, has 144 bytes
 
 cdef struct Job
 ctypedef void (*Finish)(PyObject* queue, Job* job) noexcept nogil
 
 cdef struct Job:
-    Request request          # its buffers are those below; it has no names
+    Request request          # its buffers are those below
     uint16_t head            # of the chain
     int64_t began            # when it was taken, or 0 if that is not counted
     Finish finish            # does it and gives the chain back, with `queue`
@@ -37,7 +38,7 @@ cdef struct Job:
     Job* next
     uint8_t args[ARGS_ROOM]
     uint8_t reply[RESULT_ROOM]
-    iovec pieces[1]          # as many as there are: data, then room for the reply
+    iovec pieces[1]          # as many as there are: data, then room for the reply; then names and value
 
 cdef class Pool:
     cdef pthread_mutex_t lock        # over all that follows, and each `outstanding`

@@ -2,8 +2,8 @@
 """Threads for requests that would block, so that a queue goes on with the others.
 
 A handler that is asked not to wait (`request.no_wait`) and would have to, for a disk or a server, returns
-WOULD_BLOCK and has changed nothing.  The queue then hands the request over as a *job*: a private copy of header and
-structure and of the list of pieces, as both are used again for the next chain; the data stays in guest memory.
+WOULD_BLOCK and has changed nothing.  The queue then hands the request over as a *job*: a private copy of header,
+structure and names and of the list of pieces, as all are used again for the next chain; the data stays in guest memory.
 A thread of the pool calls the handler again, now free to wait, writes the reply, and gives the chain back itself, so
 nobody has to be woken for that.
 
@@ -13,11 +13,11 @@ ring, and it needs no lock.
 """
 
 import cython
-from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import free, malloc
 from cython.cimports.libc.string import memcpy
 from cython.cimports.posix.uio import iovec
-from cython.cimports.virtiofs.fuse.request import ARGS_ROOM, Request
+from cython.cimports.virtiofs.fuse.request import ARGS_ROOM, Operation, Request, operation_of
 from cython.cimports.virtiofs.virtqueue.atomics import store_release_u32
 
 
@@ -75,12 +75,15 @@ class Pool:
         """Make a job of a request.  False, and nothing happened, if that can not be."""
         job: cython.pointer(Job)
         pieces: uint64_t = cython.cast(uint64_t, request.data_count) + request.out_count
-        if pieces > MOST_PIECES:
+        rest: uint64_t = size_of_rest(request)
+        if pieces > MOST_PIECES or rest > MOST_REST:
             return False
-        job = cython.cast(cython.pointer(Job), malloc(cython.sizeof(Job) + pieces * cython.sizeof(iovec)))
+        job = cython.cast(
+            cython.pointer(Job), malloc(cython.sizeof(Job) + pieces * cython.sizeof(iovec) + rest)
+        )
         if job == cython.NULL:
             return False
-        copy(job, request)
+        copy(job, request, rest)
         job.head = head
         job.began = began
         job.finish = finish
@@ -161,8 +164,26 @@ class Pool:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def copy(job: cython.pointer(Job), request: cython.pointer(Request)) -> cython.void:
-    """Give the job a request of its own, in which the handler may wait."""
+def size_of_rest(request: cython.pointer(Request)) -> uint64_t:
+    """How many bytes of `request.rest` are names or a value: none, for most that wait for a disk."""
+    operation: cython.pointer(cython.const[Operation]) = operation_of(request.header.opcode)
+    if request.tail_size:
+        return request.tail + request.tail_size - request.rest
+    if not operation.names:
+        return 0
+    last: cython.int = operation.names - 1
+    end: cython.pointer(cython.const[cython.char]) = request.names[last] + request.name_sizes[last] + 1
+    return cython.cast(cython.pointer(uint8_t), end) - request.rest
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def copy(job: cython.pointer(Job), request: cython.pointer(Request), rest: uint64_t) -> cython.void:
+    """Give the job a request of its own, in which the handler may wait, with the first `rest` bytes behind its
+    structure.
+    """
+    i: cython.int
     own: cython.pointer(Request) = cython.address(job.request)
     memcpy(own, request, cython.sizeof(Request))
     memcpy(job.args, request.args, ARGS_ROOM)
@@ -172,8 +193,15 @@ def copy(job: cython.pointer(Job), request: cython.pointer(Request)) -> cython.v
     memcpy(own.out, request.out, request.out_count * cython.sizeof(iovec))
     own.args = job.args
     own.reply = job.reply
-    own.rest = own.tail = cython.NULL
-    own.tail_size = 0
+    own.rest = cython.NULL
+    if rest:
+        own.rest = cython.cast(cython.pointer(uint8_t), own.out + request.out_count)
+        memcpy(own.rest, request.rest, rest)
+        for i in range(operation_of(request.header.opcode).names):
+            own.names[i] = cython.cast(cython.p_char, own.rest) + (
+                cython.cast(cython.pointer(uint8_t), request.names[i]) - request.rest
+            )
+        own.tail = own.rest + rest - request.tail_size
     own.context_name = cython.NULL
     own.context = cython.NULL
     own.no_wait = False

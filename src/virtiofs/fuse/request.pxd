@@ -65,10 +65,12 @@ cdef struct Request:
 
 ctypedef int (*Handler)(void* context, Request* request) noexcept nogil
 ctypedef void (*Hook)(void* context) noexcept nogil
+ctypedef void (*Interrupted)(void* context, uint64_t unique) noexcept nogil
 
 cdef class Handlers:
     cdef Handler table[OPCODES]
     cdef Hook reset
+    cdef Interrupted interrupted
     cdef void* context
     cdef uint64_t init_flags
     cdef public bint read_only

@@ -71,18 +71,20 @@ class Handlers:
     `table[opcode]` takes the context and a parsed request and returns 0 or a negative errno, without the GIL,
     from any number of threads at once.  `reset` drops all that a guest holds (inodes, handles): it is called
     at INIT and DESTROY and when the device is reset.  `init_flags` are the INIT flags it can live with.
+    `interrupted`, if there is one, is told of each INTERRUPT.
 
     A handler that would have to wait for somebody else returns WAIT and is called again later, with the same
     header and structure and nothing else (see waiting.py); only operations without names or data may.
 
     Where `request.no_wait` is set, a handler that would have to wait for a disk may return WOULD_BLOCK before it
     has changed anything.  It is called again with the same request and without `no_wait`, on another thread (see
-    pool.py); only operations without names whose replies are data, or at most 64 bytes, may.
+    pool.py); all may whose replies are data, written in place, or at most RESULT_ROOM bytes.
     """
 
     def __cinit__(self, *args, **kwargs):
         memset(self.table, 0, cython.sizeof(self.table))
         self.reset = cython.NULL
+        self.interrupted = cython.NULL
         self.context = cython.NULL
 
     def implemented(self) -> list[str]:

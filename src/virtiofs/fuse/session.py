@@ -209,6 +209,11 @@ class Session:
             return self.destroy()
         if opcode == FUSE_INTERRUPT:
             self.interrupt(cython.cast(cython.pointer(fuse_interrupt_in), request.args).unique)
+            if self.handlers.interrupted != cython.NULL:
+                self.handlers.interrupted(
+                    self.handlers.context,
+                    cython.cast(cython.pointer(fuse_interrupt_in), request.args).unique,
+                )
             return 0
         if operation.flags & MUTATES and self.handlers.read_only:
             return -EROFS

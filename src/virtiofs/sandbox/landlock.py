@@ -45,8 +45,8 @@ def version() -> int:
     return max(found, 0)
 
 
-def restrict(directory: str, read_only: bool) -> bool:
-    """Touch nothing outside `directory` any more ("": any file), no network and no other process.
+def restrict(directory: str, read_only: bool, network: bool = False) -> bool:
+    """Touch nothing outside `directory` any more ("": any file), no network unless `network`, and no other process.
 
     False if the kernel can not do it.  Needs no_new_privs.  Raises `OSError`.
     """
@@ -55,11 +55,13 @@ def restrict(directory: str, read_only: bool) -> bool:
     found: object = version()
     if found < LEAST_VERSION:
         return False
-    _, files, network, scopes, size = max(level for level in LEVELS if level[0] <= found)
-    if not directory and not network and not scopes:
+    _, files, ports, scopes, size = max(level for level in LEVELS if level[0] <= found)
+    if network:
+        ports = 0
+    if not directory and not ports and not scopes:
         return False
     attributes.handled_fs = files if directory else 0
-    attributes.handled_net = network
+    attributes.handled_net = ports
     attributes.scoped = scopes
     ruleset: cython.int = syscall(SYS_LANDLOCK_CREATE_RULESET, cython.address(attributes), size_of(size), 0)
     if ruleset < 0:

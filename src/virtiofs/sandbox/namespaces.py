@@ -125,12 +125,12 @@ def new_processes() -> None:
         raise failure("make a process id namespace")
 
 
-def new_rest() -> None:
-    """Enter new mount, network and System V IPC namespaces.
+def new_rest(network: bool = False) -> None:
+    """Enter new mount, network and System V IPC namespaces; with `network` the network stays.
 
     What the host mounts later still arrives; what is mounted here stays here.  Raises `OSError`.
     """
-    if unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC) != 0:
+    if unshare(CLONE_NEWNS | CLONE_NEWIPC | (0 if network else CLONE_NEWNET)) != 0:
         raise failure("make mount, network and IPC namespaces", USERS_MAY_NOT)
     if mount(cython.NULL, b"/", cython.NULL, MS_SLAVE | MS_REC, cython.NULL) != 0:
         raise failure("keep mounts from reaching the host")

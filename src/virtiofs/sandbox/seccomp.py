@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 # Features: rows of "core" are always in, the others if the worker needs them.
-FEATURES = ("core", "ids", "handles", "dax")
+FEATURES = ("core", "ids", "handles", "dax", "python", "network")
 
 # Conditions on arguments: alternatives of tests, all of which must hold: (argument, mask, value).
 Tests = tuple[tuple[int, int, int], ...]
@@ -60,6 +60,10 @@ IOCTL = one_of(
         0xC020660B,  # FS_IOC_FIEMAP: what a nearly full quota has room for
     ),
 )
+PYTHON_FCNTL = one_of(
+    1, (5, 6, 7, 1031, 1032, 1033, 1034)
+)  # F_GETLK, F_SETLK, F_SETLKW, F_[GS]ETPIPE_SZ, F_*_SEALS
+PYTHON_IOCTL = one_of(1, (0x5401, 0x5421, 0x541B, 0x5451))  # TCGETS, FIONBIO, FIONREAD, FIOCLEX
 PRCTL = one_of(0, (15, 0x53564D41))  # PR_SET_NAME, PR_SET_VMA: names of threads and of malloc's memory
 
 ALLOW, NO_SUCH_CALL = "allow", "no such call"
@@ -135,6 +139,28 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     ("core", "fcntl", "locks, flags of descriptors; not F_SETOWN and the like", FCNTL, ALLOW),
     ("core", "flock", "SETLK of whole files", (), ALLOW),
     ("core", "name_to_handle_at", "asking for a file's handle", (), ALLOW),
+    # --- a file system in Python: what its methods, and the standard library, do with files they may touch ---
+    ("python", "fcntl", "locks of SQLite; asking about pipes", PYTHON_FCNTL, ALLOW),
+    ("python", "ioctl", "open(): is it a terminal?  sockets that do not block", PYTHON_IOCTL, ALLOW),
+    ("python", "open stat lstat access readlink creat", "older names of the calls above", (), ALLOW),
+    ("python", "mkdir rmdir unlink rename link symlink mknod", "and of these", (), ALLOW),
+    ("python", "chmod chown lchown truncate utime utimes futimesat", "and of these", (), ALLOW),
+    ("python", "getdents statfs epoll_create pipe eventfd", "and of these", (), ALLOW),
+    ("python", "getcwd chdir", "relative paths", (), ALLOW),
+    (
+        "python",
+        "pipe2 memfd_create sendfile msync mlock munlock mincore",
+        "pipes, files and maps of memory",
+        (),
+        ALLOW,
+    ),
+    ("python", "uname sysinfo getrusage getrlimit times getppid getgroups", "asking about itself", (), ALLOW),
+    ("python", "prlimit64", "its own limits", (((2, 0xFFFFFFFFFFFFFFFF, 0),),), ALLOW),
+    ("python", "socketpair", "waking an event loop", one_of(0, (1,)), ALLOW),
+    ("python", "sendto recvfrom shutdown getsockopt setsockopt", "the same", (), ALLOW),
+    ("python", "getsockname getpeername", "the same", (), ALLOW),
+    ("network", "socket connect bind listen accept accept4", "a class that needs the network", (), ALLOW),
+    ("network", "sendmmsg recvmmsg", "questions to name servers", (), ALLOW),
     # --- with privilege ---
     ("ids", "setresuid setresgid setgroups", "creating as the guest's user", (), ALLOW),
     ("handles", "open_by_handle_at", "coming back to a file by its handle", (), ALLOW),
@@ -146,11 +172,14 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
 ACTIONS = ("kill", "log", "trap")
 
 DIRECTORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "filters")
-# What the build makes: as root, without handles, and as a user, each also with a window.
-USUAL = tuple(
-    (*features, *dax)
-    for features in (("core", "ids", "handles"), ("core", "ids"), ("core",))
-    for dax in ((), ("dax",))
+# What the build makes: as root, without handles, and as a user, each also with a window; for a file system in Python.
+USUAL = (
+    *(
+        (*features, *dax)
+        for features in (("core", "ids", "handles"), ("core", "ids"), ("core",))
+        for dax in ((), ("dax",))
+    ),
+    ("core", "python"),
 )
 MAGIC = b"virtiofs filter\n"
 

@@ -31,6 +31,8 @@ SECCOMP = (*seccomp.ACTIONS, "none")
 SHARE = capabilities.mask("chown", "dac_override", "fowner", "fsetid", "setgid", "setuid", "mknod", "setfcap")
 HANDLES = capabilities.mask("dac_read_search")  # open_by_handle_at
 IDS = capabilities.mask("setuid", "setgid")
+# Of modules that are in the interpreter itself.
+INNER_FINDERS = ("BuiltinImporter", "FrozenImporter")
 # What it takes to put the walls up.
 BUILDING = capabilities.mask("sys_admin", "sys_chroot", "setpcap", "sys_resource", "setgid")
 
@@ -46,17 +48,20 @@ class Place:
 class Walls:
     """The walls around workers that share `directory`, which is resolved once, now: see `enter_directory`.
 
+    None: they share no directory of the host, have an empty one as their root, and no privilege.
+
     `mode`: one of `MODES`.  `filter`: what happens to a system call that is not on the list, one of `SECCOMP`.
     `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
     `users`, `groups`: the ids of a user namespace, which is made in any case if there are some.  `dax`: the worker has
     a window.  `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
+    `features`: what else of the seccomp table the workers need, "python" or "network" (which leaves them that).
     `warn` is given what a user should know.  Raises `ValueError` for what makes no sense, `OSError` for what
     can not be done here.
     """
 
     def __init__(
         self,
-        directory: str,
+        directory: str | None,
         mode: str = "namespace",
         filter: str = "kill",
         changes: str = "",
@@ -67,14 +72,16 @@ class Walls:
         warn: Callable[[str], None] = lambda text: None,
         users: Sequence[IdRange] = (),
         groups: Sequence[IdRange] = (),
+        features: Sequence[str] = (),
     ):
         permitted = capabilities.permitted()
-        self._directory = os.path.realpath(directory)
+        self._directory = None if directory is None else os.path.realpath(directory)
         self._mode = mode
         self._read_only = read_only
         self._descriptors = descriptors
         self._warn = warn
-        self._capabilities = SHARE | (HANDLES if file_handles else 0)
+        self._features = tuple(features)
+        self._capabilities = 0 if directory is None else SHARE | (HANDLES if file_handles else 0)
         if changes:
             self._capabilities = capabilities.change(self._capabilities, changes)
         missing = capabilities.names(self._capabilities & ~(SHARE | HANDLES) & ~permitted)
@@ -106,14 +113,14 @@ class Walls:
         if filter == "none":
             warn("--seccomp none: the worker may make every system call")
         else:
-            features = ["core"]
+            allowed = ["core"]
             if held & IDS == IDS:
-                features.append("ids")
+                allowed.append("ids")
             if self._handles:
-                features.append("handles")
+                allowed.append("handles")
             if dax:
-                features.append("dax")
-            self._filter = seccomp.program(features, filter)
+                allowed.append("dax")
+            self._filter = seccomp.program((*allowed, *self._features), filter)
 
     def around(self, directory: str, read_only: bool) -> Walls:
         """The same walls around another directory."""
@@ -183,9 +190,23 @@ class Walls:
 
     def _confine(self) -> Place:
         """Make the directory the root, as far as the mode goes."""
+        if self._directory is not None:
+            return self._confine_to(self._directory)
+        import tempfile  # which few workers need, and takes 10 ms
+
+        # Removed when it is the root: nothing can be made in it, by anyone.
+        path = tempfile.mkdtemp(prefix="virtiofs-root-")
+        above = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return self._confine_to(os.path.realpath(path))
+        finally:
+            os.rmdir(os.path.basename(path), dir_fd=above)
+            os.close(above)
+
+    def _confine_to(self, directory: str) -> Place:
         if self._mode == "namespace":
-            namespaces.new_rest()
-            enter_directory(self._directory)
+            namespaces.new_rest("network" in self._features)
+            enter_directory(directory)
             tree = namespaces.clone_tree(self._read_only)
             try:
                 proc = namespaces.own_descriptors(mount_proc=True)
@@ -193,7 +214,7 @@ class Walls:
             finally:
                 os.close(tree)
             return Place("/", proc)
-        enter_directory(self._directory)
+        enter_directory(directory)
         try:
             proc = namespaces.own_descriptors(mount_proc=False)
         except OSError:  # it takes CAP_SYS_ADMIN
@@ -206,8 +227,13 @@ class Walls:
 
     def seal(self, place: Place) -> None:
         """The last walls; nothing but serving may come after them.  Raises `OSError`."""
+        inner = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") in INNER_FINDERS]
         forget_modules()
-        landlock.restrict("" if self._handles else place.directory, self._read_only)
+        if "python" in self._features:
+            sys.meta_path[:] = [*inner, NoImporter()]
+        landlock.restrict(
+            "" if self._handles else place.directory, self._read_only, "network" in self._features
+        )
         if self._filter is not None:
             process.load_filter(self._filter)
 
@@ -244,3 +270,15 @@ def forget_modules() -> None:
     sys.path_hooks.clear()
     sys.meta_path.clear()
     sys.path_importer_cache.clear()
+
+
+class NoImporter:
+    """Says why a module that comes from a file can not be imported any more (`sys.meta_path`)."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Raises `ImportError`."""
+        raise ImportError(
+            f"the module {name} can not be imported behind the walls of the process that serves; import it at the top"
+            " of the file system's module",
+            name=name,
+        )

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of operations on attributes, plain and extended."""
+
+import errno as errors
+import time
+
+import cython
+from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
+from cython.cimports.libc.errno import EINVAL, ERANGE
+from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
+from cython.cimports.libc.string import memset
+from cython.cimports.virtiofs.fs.python.calls import Calls
+from cython.cimports.virtiofs.fs.python.packing import caller_of, name_of, put_data, reply_attributes
+from cython.cimports.virtiofs.fs.python.replies import Changes, Statistics
+from cython.cimports.virtiofs.fuse.layout import (
+    FATTR_ATIME,
+    FATTR_ATIME_NOW,
+    FATTR_FH,
+    FATTR_GID,
+    FATTR_MODE,
+    FATTR_MTIME,
+    FATTR_MTIME_NOW,
+    FATTR_SIZE,
+    FATTR_UID,
+    FUSE_GETATTR_FH,
+    fuse_access_in,
+    fuse_getattr_in,
+    fuse_getxattr_in,
+    fuse_getxattr_out,
+    fuse_kstatfs,
+    fuse_setattr_in,
+    fuse_setxattr_in,
+)
+from cython.cimports.virtiofs.fuse.request import Request
+
+# In nanoseconds: the year 2262, to which later ones are cut.
+LATEST = (1 << 63) - 1
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def getattr_(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    asked: cython.pointer(fuse_getattr_in) = cython.cast(cython.pointer(fuse_getattr_in), request.args)
+    handle = asked.fh if asked.getattr_flags & FUSE_GETATTR_FH else None
+    return reply_attributes(request, calls.result(calls.fs.getattr(request.header.nodeid, handle)), "getattr")
+
+
+@cython.cfunc
+def time_of(
+    asked: cython.pointer(fuse_setattr_in), given: uint32_t, now: uint32_t, seconds: uint64_t, rest: uint32_t
+) -> object:
+    if asked.valid & now:
+        return time.time_ns()
+    if asked.valid & given:
+        ns = cython.cast(object, cython.cast(int64_t, seconds)) * 1000000000 + rest % 1000000000
+        return max(-LATEST, min(LATEST, ns))
+    return None
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def setattr_(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    asked: cython.pointer(fuse_setattr_in) = cython.cast(cython.pointer(fuse_setattr_in), request.args)
+    changes = Changes(
+        asked.mode & 0o7777 if asked.valid & FATTR_MODE else None,
+        asked.uid if asked.valid & FATTR_UID else None,
+        asked.gid if asked.valid & FATTR_GID else None,
+        asked.size if asked.valid & FATTR_SIZE else None,
+        time_of(asked, FATTR_ATIME, FATTR_ATIME_NOW, asked.atime, asked.atimensec),
+        time_of(asked, FATTR_MTIME, FATTR_MTIME_NOW, asked.mtime, asked.mtimensec),
+    )
+    if asked.valid & FATTR_SIZE and asked.size >> 63:
+        raise OSError(EINVAL, "a size below 0")
+    handle = asked.fh if asked.valid & FATTR_FH else None
+    found = calls.result(calls.fs.setattr(request.header.nodeid, changes, handle))
+    return reply_attributes(request, found, "setattr")
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def access(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    asked: cython.pointer(fuse_access_in) = cython.cast(cython.pointer(fuse_access_in), request.args)
+    calls.result(calls.fs.access(request.header.nodeid, asked.mask, caller_of(request)))
+    return 0
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def statfs(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    out: cython.pointer(fuse_kstatfs) = cython.cast(cython.pointer(fuse_kstatfs), request.reply)
+    found = Statistics() if "statfs" in calls.absent else calls.result(calls.fs.statfs(request.header.nodeid))
+    if not isinstance(found, Statistics):
+        raise TypeError(f"statfs returns Statistics, not {found!r}")
+    statistics: Statistics = found
+    memset(out, 0, cython.sizeof(fuse_kstatfs))
+    out.blocks = statistics.blocks
+    out.bfree = statistics.free
+    out.bavail = statistics.available
+    out.files = statistics.files
+    out.ffree = statistics.free_files
+    out.bsize = out.frsize = statistics.block_size
+    out.namelen = statistics.name_length
+    request.reply_size = cython.sizeof(fuse_kstatfs)
+    return 0
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def setxattr(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    asked: cython.pointer(fuse_setxattr_in) = cython.cast(cython.pointer(fuse_setxattr_in), request.args)
+    if asked.size != request.tail_size:
+        raise OSError(EINVAL, "the value has another length than it says")
+    if asked.size > 65536:
+        raise OSError(errors.E2BIG, "the value is too long")
+    value = PyBytes_FromStringAndSize(cython.cast(cython.p_char, request.tail), request.tail_size)
+    calls.result(calls.fs.setxattr(request.header.nodeid, name_of(request, 0), value, asked.flags))
+    return 0
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def reply_value(request: cython.pointer(Request), value: object) -> cython.int:
+    """A value, or with room 0 asked for, its size."""
+    asked: cython.pointer(fuse_getxattr_in) = cython.cast(cython.pointer(fuse_getxattr_in), request.args)
+    size: uint64_t = len(value)
+    if size > 65536:
+        raise ValueError(f"an extended attribute, and the names of all, have at most 65536 bytes, not {size}")
+    if asked.size == 0:
+        memset(request.reply, 0, cython.sizeof(fuse_getxattr_out))
+        cython.cast(cython.pointer(fuse_getxattr_out), request.reply).size = size
+        request.reply_size = cython.sizeof(fuse_getxattr_out)
+        return 0
+    if size > asked.size or size > request.out_size:
+        raise OSError(ERANGE, "the value is longer than the room for it")
+    return put_data(request, value, asked.size)
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def getxattr(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    return reply_value(request, calls.result(calls.fs.getxattr(request.header.nodeid, name_of(request, 0))))
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def listxattr(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    names = list(calls.result(calls.fs.listxattr(request.header.nodeid)))
+    return reply_value(request, b"".join([name + b"\0" for name in names]))
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def removexattr(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    calls.result(calls.fs.removexattr(request.header.nodeid, name_of(request, 0)))
+    return 0

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File systems in Python over a queue: what a method returns arrives, and what it does wrong harms nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import devices
+from expect import failure, outcome
+from virtiofs.client.device import Device
+from virtiofs.client.session import Session
+from virtiofs.client.tree import Tree
+
+ROOT = 1
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TREES = Path(__file__).with_name("python_trees.py")
+
+
+@contextlib.contextmanager
+def served(name: str, *options: str) -> Iterator[tuple[devices.RunningDevice, Session]]:
+    words = [word for option in options for word in ("--option", option)]
+    with (
+        devices.start_ours(Path(f"{TREES}:{name}"), words) as running,
+        Device.connect(running.socket) as device,
+    ):
+        yield running, Session(device)
+
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[Session]:
+    with served("Pooled") as (_, session):
+        yield session
+
+
+@pytest.fixture(scope="module")
+def nonsense() -> Iterator[tuple[devices.RunningDevice, Session]]:
+    with served("Nonsense") as both:
+        yield both
+
+
+# --- what is right arrives ---
+
+
+def test_a_tree_is_made_read_and_changed(memory):
+    tree = Tree(memory)
+    tree.mkdir("/d", 0o750)
+    tree.write_file("/d/a", b"x" * 300_000, 0o640)
+    tree.rename("/d/a", "/d/b")
+    tree.link("/d/b", "/d/c")
+    tree.symlink("b", "/d/l")
+    assert sorted(tree.listdir("/d")) == ["b", "c", "l"]
+    assert tree.read_file("/d/c") == b"x" * 300_000
+    assert tree.readlink("/d/l") == "b"
+    found = tree.stat("/d/b")
+    assert (found.st_nlink, stat.S_IMODE(found.st_mode), found.st_size) == (2, 0o640, 300_000)
+    assert stat.S_IMODE(tree.stat("/d").st_mode) == 0o750
+    for name in ("b", "c", "l"):
+        tree.unlink(f"/d/{name}")
+    tree.rmdir("/d")
+    assert not tree.exists("/d")
+
+
+def test_names_and_values_of_every_length_reach_the_pool_whole(memory):
+    node = memory.create(ROOT, "n" * 255, os.O_RDWR, 0o600)[0].nodeid
+    for size in (0, 1, 4096, 65536):
+        value = os.urandom(size)
+        memory.setxattr(node, "user." + "x" * 250, value)
+        assert memory.getxattr(node, "user." + "x" * 250) == value
+    assert memory.getxattr_size(node, "user." + "x" * 250) == 65536
+    memory.rename(ROOT, "n" * 255, ROOT, "m" * 255)
+    assert memory.lookup(ROOT, "m" * 255).nodeid == node
+    target = "t" * 4095
+    assert memory.readlink(memory.symlink(ROOT, "link", target).nodeid) == target.encode()
+
+
+def test_many_requests_at_once_are_all_answered(memory):
+    entry, opened = memory.create(ROOT, "many", os.O_RDWR, 0o600)
+    node, fh = entry.nodeid, opened.fh
+    memory.write(node, fh, 0, bytes(range(256)) * 16)
+    pending = [memory.begin("read", node, fh=fh, offset=16 * i, size=16, room=16) for i in range(100)]
+    for i, one in enumerate(pending):
+        data = memory.finish(one, "read", 16)
+        assert bytes(data) == bytes((16 * i + j) % 256 for j in range(16))
+
+
+def test_a_listing_is_what_it_was_when_it_began(memory):
+    directory = memory.mkdir(ROOT, "list").nodeid
+    names = {f"{i:03}".encode() for i in range(500)}
+    for name in names:
+        memory.mknod(directory, name, stat.S_IFREG | 0o600)
+    fh = memory.opendir(directory).fh
+    found, cookie = [], 0
+    while part := memory.readdir(directory, fh, cookie, 4096):
+        for entry in part:
+            if entry.name not in (b".", b".."):
+                memory.unlink(directory, entry.name)
+        found += [entry.name for entry in part]
+        cookie = part[-1].cookie
+    assert sorted(found) == sorted([b".", b"..", *names])
+    assert [entry.name for entry in memory.readdir(directory, fh, 0, 4096)] == [b".", b".."]
+    memory.releasedir(directory, fh)
+    assert failure(memory.readdir, directory, fh) == errno.EBADF
+
+
+def test_readdirplus_counts_a_lookup_of_each_name(memory):
+    directory = memory.mkdir(ROOT, "plus").nodeid
+    node = memory.mknod(directory, "f", stat.S_IFREG | 0o600).nodeid
+    fh = memory.opendir(directory).fh
+    (entry,) = [one for one in memory.readdirplus(directory, fh) if one.name == b"f"]
+    assert entry.entry.nodeid == node and entry.entry.attr.mode == stat.S_IFREG | 0o600
+    memory.unlink(directory, "f")
+    memory.releasedir(directory, fh)
+    memory.forget(node, 1)  # one of two
+    assert memory.getattr(node).nlink == 0
+    memory.forget(node, 1)
+    assert devices.wait_until(lambda: failure(memory.getattr, node) == errno.ESTALE)
+
+
+def test_times_before_1970_keep_their_nanoseconds(memory):
+    tree = Tree(memory)
+    tree.write_file("/old", b"")
+    tree.utime("/old", ns=(-1, -1_500_000_001))
+    found = memory.getattr(memory.lookup(ROOT, "old").nodeid)
+    assert (found.atime, found.atimensec) == (2**64 - 1, 999_999_999)
+    assert (found.mtime, found.mtimensec) == (2**64 - 2, 499_999_999)
+
+
+def test_each_front_end_finds_the_tree_as_it_was_made():
+    with devices.start_ours(Path(f"{TREES}:Pooled")) as running:
+        for _ in range(2):
+            with Device.connect(running.socket) as device:
+                tree = Tree(Session(device))
+                assert tree.listdir("/") == []
+                tree.write_file("/f", b"gone with its guest")
+
+
+def test_what_no_method_is_there_for_is_enosys_and_a_tree_without_changes_is_read_only(nonsense):
+    with served("Hanging", "fifo=/dev/null") as (_, session):
+        node = session.lookup(ROOT, "f").nodeid
+        assert failure(session.mkdir, ROOT, "d") == errno.EROFS
+        assert failure(session.getxattr, node, "user.x") == errno.ENOSYS
+        assert failure(session.readlink, node) == errno.ENOSYS
+        assert failure(session.open, node, os.O_RDWR) == errno.EROFS
+        assert session.open(node, os.O_RDONLY).fh == 0
+        assert session.statfs().namelen == 255
+    assert failure(nonsense[1].mkdir, ROOT, "d") == errno.ENOSYS
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_an_ordinary_user_serves_a_tree_behind_the_same_walls():
+    with devices.share_for("ours-unprivileged") as place:
+        shutil.copy(EXAMPLES / "memory.py", place)
+        what = Path(f"{place / 'memory.py'}:MemoryFilesystem")
+        with (
+            devices.start_ours(what, user=devices.NOBODY) as running,
+            Device.connect(running.socket) as device,
+        ):
+            tree = Tree(Session(device))
+            tree.write_file("/f", b"data")
+            assert tree.read_file("/f") == b"data"
+            status = Path(f"/proc/{running.worker}/status").read_text()
+            assert "CapEff:\t0000000000000000" in status and "Seccomp:\t2" in status
+            assert os.stat(f"/proc/{running.worker}/root").st_nlink == 0  # removed
+
+
+def test_the_tree_in_memory_is_a_right_and_robust_device():
+    with devices.start_ours(Path(f"{TREES}:Pooled")) as running:
+        command = [sys.executable, "-m", "virtiofs", "check", "--quiet", running.socket]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    failed = [line for line in said.splitlines() if line.startswith("FAILED")]
+    # It looks for its file over a second connection, for which the tree is a new one.
+    assert all("FORGET counts past zero" in line for line in failed), said
+    assert "passed" in said
+
+
+# --- what is wrong harms nobody ---
+
+BAD_ENTRIES = (
+    *("no-entry", "none", "root", "no-type", "no-attributes", "validity", "not-a-number", "huge-node"),
+    *("negative-size", "huge-size", "bad-errno", "text-errno", "no-errno", "exit", "recursion"),
+)
+
+
+@pytest.mark.parametrize("name", BAD_ENTRIES)
+def test_an_entry_that_makes_no_sense_is_an_io_error(nonsense, name):
+    running, session = nonsense
+    assert failure(session.lookup, ROOT, name) == errno.EIO
+    assert session.lookup(ROOT, "sane").nodeid > ROOT
+
+
+def test_the_log_names_the_method_its_request_and_the_mistake_once():
+    with served("Nonsense") as (running, session):
+        node = session.lookup(ROOT, "raise").nodeid
+        for _ in range(5):
+            assert failure(session.read, node, 7, 0, 100) == errno.EIO
+            assert failure(session.lookup, ROOT, "none") == errno.EIO
+        assert devices.wait_until(lambda: any("lookup" in line for line in running.log))
+        said = [line for line in running.log if "failed" in line]
+    assert [line for line in said if "on purpose" in line] == [
+        line for line in said if "read(node 2)" in line
+    ]
+    assert len(said) == 2
+    assert "RuntimeError: on purpose" in said[0] and "python_trees.py" in said[0] and "in read" in said[0]
+    assert "lookup(node 1, b'none') failed: TypeError: lookup returns an Entry, not None" in said[1]
+
+
+@pytest.mark.parametrize("name", ["long", "text", "number", "wide"])
+def test_read_data_that_makes_no_sense_is_an_io_error(nonsense, name):
+    session = nonsense[1]
+    node = session.lookup(ROOT, name).nodeid
+    assert failure(session.read, node, 7, 0, 10) == errno.EIO
+
+
+@pytest.mark.parametrize("name", ["too-much", "negative", "written-none"])
+def test_a_count_of_written_bytes_that_makes_no_sense_is_an_io_error(nonsense, name):
+    session = nonsense[1]
+    node = session.lookup(ROOT, name).nodeid
+    assert failure(session.write, node, 7, 0, b"data") == errno.EIO
+
+
+@pytest.mark.parametrize("name", ["open-text", "open-large"])
+def test_a_handle_that_makes_no_sense_is_an_io_error(nonsense, name):
+    session = nonsense[1]
+    assert failure(session.open, session.lookup(ROOT, name).nodeid) == errno.EIO
+
+
+def test_names_that_are_none_are_not_listed(nonsense):
+    session = nonsense[1]
+    fh = session.opendir(ROOT).fh
+    assert failure(session.readdir, ROOT, fh) == errno.EIO
+    assert failure(session.readlink, 2) == errno.EIO
+
+
+def test_an_endless_listing_ends_in_an_error():
+    with served("Endless") as (_, session):
+        assert failure(session.readdir, ROOT, session.opendir(ROOT).fh) == errno.EIO
+
+
+def test_a_kept_view_of_written_data_is_an_error_and_a_kept_slice_a_copy(nonsense):
+    session = nonsense[1]
+    session.write(session.lookup(ROOT, "sane").nodeid, 7, 0, b"data")
+    said = session.read(session.lookup(ROOT, "kept").nodeid, 7, 0, 100)
+    assert said == b"operation forbidden on released memoryview object"
+    assert session.read(session.lookup(ROOT, "slice").nodeid, 7, 0, 100) == b"ata"
+
+
+def test_an_import_behind_the_walls_says_what_to_do(nonsense):
+    running, session = nonsense
+    assert failure(session.lookup, ROOT, "import") == errno.EIO
+    advice = "the module colorsys can not be imported behind the walls"
+    assert devices.wait_until(lambda: any(advice in line for line in running.log))
+
+
+def test_a_method_that_hangs_holds_up_neither_others_nor_forget(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with served("Hanging", f"fifo={tmp_path / 'fifo'}") as (_, session):
+        hang, quick = session.lookup(ROOT, "hang").nodeid, session.lookup(ROOT, "quick").nodeid
+        waiting = [session.begin("read", hang, fh=0, offset=0, size=100, room=100)]
+        assert session.read(quick, 0, 0, 100) == b"at last"
+        waiting.append(session.begin("read", hang, fh=0, offset=0, size=100, room=100))
+        # Now both threads hang: FORGET is heard all the same, though nobody can be asked whether it was.
+        session.forget(quick, 3)
+        session.batch_forget([(quick, 4), (hang, 5)])
+        with open(tmp_path / "fifo", "wb") as fifo:
+            fifo.write(b"go")
+        for one in waiting:
+            assert bytes(session.finish(one, "read", 100)) == b"at last"
+        assert devices.wait_until(lambda: session.getattr(ROOT).size == 12)
+
+
+def test_a_guest_that_leaves_while_a_method_hangs_is_followed_by_the_next(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with devices.start_ours(Path(f"{TREES}:Hanging"), ["--option", f"fifo={tmp_path / 'fifo'}"]) as running:
+        with contextlib.ExitStack() as stack:
+            session = Session(stack.enter_context(Device.connect(running.socket)))
+            node = session.lookup(ROOT, "hang").nodeid
+            session.begin("read", node, fh=0, offset=0, size=100, room=100)
+        with Device.connect(running.socket) as device:
+            assert Session(device).lookup(ROOT, "quick").nodeid > ROOT
+        with open(tmp_path / "fifo", "wb") as fifo:
+            fifo.write(b"go")
+
+
+def test_more_directories_than_may_be_open_are_refused(memory):
+    opened = []
+    while not (refused := outcome(lambda: opened.append(memory.opendir(ROOT).fh))):
+        pass
+    assert (refused, len(opened)) == (errno.ENFILE, 4096)
+    for fh in opened:
+        memory.releasedir(ROOT, fh)
+    memory.releasedir(ROOT, memory.opendir(ROOT).fh)
+
+
+def test_a_directory_is_not_moved_below_itself_by_paths(tmp_path):
+    what = Path(f"{EXAMPLES / 'passthrough.py'}:Mirror")
+    with (
+        devices.start_ours(what, ["--option", f"directory={tmp_path}"]) as running,
+        Device.connect(running.socket) as device,
+    ):
+        session = Session(device)
+        outer = session.mkdir(ROOT, "a").nodeid
+        inner = session.mkdir(outer, "b").nodeid
+        assert failure(session.rename, ROOT, "a", inner, "c") == errno.EINVAL
+        assert failure(session.rename, outer, "b", ROOT, "a") == errno.EINVAL
+        assert session.lookup(outer, "b").nodeid == inner
+        session.rename(outer, "b", ROOT, "b")
+        session.rename(ROOT, "a", inner, "a")
+        assert session.getattr(session.lookup(inner, "a").nodeid).ino == (tmp_path / "b" / "a").stat().st_ino
+        os.rmdir(tmp_path / "b" / "a")
+        assert failure(session.getattr, outer) == errno.ENOENT
+
+
+def test_a_fork_ends_the_process_that_serves_and_says_why():
+    with served("Fork") as (running, session):
+        session.begin("read", session.lookup(ROOT, "f").nodeid, fh=0, offset=0, size=10, room=10)
+        assert running.process.wait(timeout=devices.END_SECONDS) == 1
+        assert devices.wait_until(lambda: any("SIGSYS" in line for line in running.log))
+
+
+def test_sizes_that_lie_never_reach_a_method(memory):
+    node = memory.create(ROOT, "lie", os.O_RDWR, 0o600)[0].nodeid
+    for offset in (1 << 63, (1 << 64) - 1):
+        assert failure(memory.write, node, 0, offset, b"x") == errno.EINVAL
+        assert failure(memory.read, node, 0, offset, 10) == errno.EINVAL
+    assert failure(memory.fallocate, node, 0, (1 << 63) - 1, 1) == errno.EFBIG

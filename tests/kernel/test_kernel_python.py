@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File systems in Python through the kernel's FUSE client: the examples, and what the walls leave."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import devices
+from expect import failure
+from mounting import SECONDS, Mounted, mounted, unavailable
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+TESTS = Path(__file__).parents[1]
+EXAMPLES = TESTS.parent / "examples"
+TREES = TESTS / "fs" / "python_trees.py"
+
+
+@contextlib.contextmanager
+def serving(base: Path, where: Path, name: str, *options: str, **more: str) -> Iterator[Mounted]:
+    words = [word for key, value in more.items() for word in ("--option", f"{key}={value}")]
+    with mounted(base, *words, *options, python=f"{where}:{name}") as it:
+        yield it
+
+
+def posix_suite(place: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "posix",
+        "--mountpoint",
+        str(place),
+    ]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+# --- the examples ---
+
+
+def test_hello_says_hello(tmp_path):
+    with serving(tmp_path, EXAMPLES / "hello.py", "Hello") as it:
+        assert os.listdir(it.place) == ["hello"]
+        assert (it.place / "hello").read_text() == "Hello from the host.\n"
+        assert failure((it.place / "other").stat) == errno.ENOENT
+        assert failure((it.place / "new").touch) == errno.EROFS
+
+
+def test_a_tree_in_memory_is_a_posix_file_system():
+    with tempfile.TemporaryDirectory(prefix="virtiofs-mount-") as base:
+        os.chmod(base, 0o755)
+        with serving(Path(base), EXAMPLES / "memory.py", "MemoryFilesystem") as it:
+            posix_suite(it.place)
+
+
+def test_a_tree_in_memory_is_one_over_a_queue_and_on_threads_of_the_pool():
+    with tempfile.TemporaryDirectory(prefix="virtiofs-mount-") as base:
+        os.chmod(base, 0o755)
+        with (
+            devices.start_ours(Path(f"{TREES}:Pooled")) as device,
+            mounted(Path(base), socket=device.socket) as it,
+        ):
+            posix_suite(it.place)
+
+
+def test_a_tree_in_memory_has_the_room_it_was_given(tmp_path):
+    with serving(tmp_path, EXAMPLES / "memory.py", "MemoryFilesystem", size="1048576") as it:
+        assert failure((it.place / "big").write_bytes, bytes(2 << 20)) == errno.ENOSPC
+        assert os.statvfs(it.place).f_bfree == 0
+        (it.place / "big").unlink()
+        assert devices.wait_until(lambda: os.statvfs(it.place).f_bfree == 16)
+        with open(it.place / "hole", "wb") as file:
+            assert failure(os.posix_fallocate, file.fileno(), 0, 1 << 60) == errno.ENOSPC
+            os.truncate(file.fileno(), 1 << 60)
+            assert failure(os.lseek, file.fileno(), 0, os.SEEK_DATA) == errno.ENXIO
+
+
+def test_errors_are_those_that_were_raised(tmp_path):
+    with serving(tmp_path, EXAMPLES / "errors.py", "Errors") as it:
+        assert {"EACCES", "EIO", "mistake"} <= set(os.listdir(it.place))
+        for number in (errno.EACCES, errno.ENOSPC, errno.ETIMEDOUT, errno.ESTALE):
+            with open(it.place / errno.errorcode[number], "rb") as file:
+                assert failure(file.read) == number
+        with open(it.place / "mistake", "rb") as file:
+            assert failure(file.read) == errno.EIO
+        _, said = it.end(signal.SIGTERM)
+        assert "read(node" in said and "KeyError: 'ETYPO'" in said and "errors.py" in said
+
+
+def test_a_zip_is_a_directory(tmp_path):
+    data = os.urandom(300_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("deep/er/file", data)
+        archive.writestr("top.txt", "top")
+        archive.writestr("../outside", "no")
+    with serving(tmp_path, EXAMPLES / "zipped.py", "ZipFilesystem", archive=str(tmp_path / "a.zip")) as it:
+        found = {path: files for path, _, files in os.walk(it.place)}
+        assert found == {
+            str(it.place): ["top.txt"],
+            str(it.place / "deep"): [],
+            str(it.place / "deep/er"): ["file"],
+        }
+        assert (it.place / "deep/er/file").read_bytes() == data
+        assert failure((it.place / "top.txt").write_text, "x") == errno.EROFS
+
+
+def test_tables_of_a_database_are_files_and_follow_it(tmp_path):
+    (tmp_path / "base").mkdir()
+    path = tmp_path / "base" / "my.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("CREATE TABLE people (name, born)")
+        database.execute("INSERT INTO people VALUES ('Ada', 1815)")
+        with serving(tmp_path, EXAMPLES / "tables.py", "Tables", database=str(path)) as it:
+            assert os.listdir(it.place) == ["people.csv"]
+            assert (it.place / "people.csv").read_text() == "name,born\nAda,1815\n"
+            database.execute("INSERT INTO people VALUES ('Alan', 1912)")
+            expected = "name,born\nAda,1815\nAlan,1912\n"
+            assert devices.wait_until(lambda: (it.place / "people.csv").read_text() == expected)
+            assert failure((it.place / "nobody.csv").read_text) == errno.ENOENT
+
+
+def test_a_directory_is_passed_through(tmp_path):
+    share = tmp_path / "share"
+    share.mkdir()
+    with serving(tmp_path, EXAMPLES / "passthrough.py", "Mirror", directory=str(share)) as it:
+        (it.place / "d").mkdir()
+        (it.place / "d" / "f").write_bytes(b"data" * 50_000)
+        assert (share / "d" / "f").read_bytes() == b"data" * 50_000
+        (share / "host").write_text("from the host")
+        assert (it.place / "host").read_text() == "from the host"
+        (it.place / "d" / "f").rename(it.place / "g")
+        (it.place / "link").symlink_to("/etc/passwd")
+        assert os.readlink(share / "link") == "/etc/passwd"
+        with open(it.place / "g", "r+b") as file:
+            (it.place / "g").unlink()
+            assert os.fstat(file.fileno()).st_size == 200_000
+            os.truncate(file.fileno(), 10)
+            assert file.read() == b"datadatada"
+        os.chmod(it.place / "host", 0o600)
+        os.utime(it.place / "host", ns=(5, 7))
+        found = (share / "host").stat()
+        assert (found.st_mode & 0o777, found.st_mtime_ns) == (0o600, 7)
+
+
+def test_an_interrupted_reader_of_a_slow_source_cancels_the_method(tmp_path):
+    with serving(tmp_path, EXAMPLES / "slow.py", "Slow", seconds="3600") as it:
+        assert "3600" in os.listdir(it.place)
+        assert (it.place / "0").read_text() == "0 seconds later\n"
+        reader = subprocess.Popen(["cat", it.place / "3600"])
+        syscall = Path(f"/proc/{reader.pid}/syscall")
+        assert devices.wait_until(lambda: syscall.read_text().startswith("0 "))  # read(2)
+        assert (it.place / "0").read_text() == "0 seconds later\n"
+        reader.send_signal(signal.SIGINT)
+        assert reader.wait(timeout=SECONDS) == -signal.SIGINT
+        assert devices.wait_until(lambda: (it.place / "cancelled").stat().st_size == 1)
+
+
+# --- the walls ---
+
+
+def ask(place: Path, name: str) -> str:
+    return (place / name).read_text()
+
+
+def test_the_process_that_serves_sees_an_empty_root_and_no_file_of_the_host(tmp_path):
+    with serving(tmp_path, TREES, "Curious") as it:
+        assert ask(it.place, "root") == "[]"
+        assert ask(it.place, "open") in ("'ENOENT'", "'EACCES'")
+        assert ask(it.place, "make") in ("'ENOENT'", "'EACCES'", "'EPERM'", "'EROFS'")
+        assert ask(it.place, "directory") == "''"
+        status = Path(f"/proc/{it.worker}/status").read_text()
+        assert "CapEff:\t0000000000000000" in status and "Seccomp:\t2" in status
+
+
+def test_a_directory_that_is_needed_is_the_root(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("seen")
+    with serving(tmp_path, TREES, "Curious", path="/file", needs=str(tmp_path / "there")) as it:
+        assert ask(it.place, "root") == "['file']"
+        assert ask(it.place, "open") == "'seen'"
+        assert ask(it.place, "directory") == "'/'"
+
+
+def test_the_network_is_there_for_those_who_need_it_only(tmp_path):
+    ours = os.readlink("/proc/self/ns/net")
+    for needs, same in (("", False), ("network", True)):
+        with serving(tmp_path, TREES, "Curious", needs=needs) as it:
+            assert (os.readlink(f"/proc/{it.worker}/ns/net") == ours) == same
+
+
+@pytest.mark.parametrize(
+    ("what", "words", "said"),
+    [
+        ("hello.py:Nobody", [], "has no class Nobody"),
+        ("nothing.py:Hello", [], "there is no file"),
+        ("hello.py:Hello", ["--option", "colour=red"], "Hello has no option 'colour'; it has none"),
+        ("hello.py:Hello", ["--option", "colour"], "--option takes KEY=VALUE"),
+        ("memory.py:MemoryFilesystem", ["--option", "size=big"], "--option size= takes a int, not 'big'"),
+        ("zipped.py:ZipFilesystem", [], "ZipFilesystem needs --option archive=..."),
+        ("zipped.py:ZipFilesystem", ["--option", "archive=/nowhere"], "can not be made: FileNotFoundError"),
+        ("hello.py:Hello", ["--cache", "never"], "--cache is about directories"),
+        ("../tests/fs/python_trees.py:Stuck", [], "it does not start: RuntimeError: no such thing"),
+        (
+            "../tests/fs/python_trees.py:Curious",
+            ["--option", "needs=here"],
+            "the absolute path of a directory",
+        ),
+        ("../tests/fs/python_trees.py:Curious", ["--option", "needs=/none"], "which is no directory"),
+    ],
+)
+def test_what_can_not_be_served_is_said(tmp_path, what, words, said):
+    command = [sys.executable, "-m", "virtiofs", "mount", f"{EXAMPLES}/{what}", str(tmp_path), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr and "Traceback" not in done.stderr
