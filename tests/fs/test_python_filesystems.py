@@ -8,18 +8,23 @@ import errno
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import devices
 from expect import failure, outcome
-from virtiofs.client.device import Device
+from virtiofs.client.device import HIPRIO, Device
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
+from virtiofs.fuse import abi
+from virtiofs.fuse.abi import OPERATIONS
 
 ROOT = 1
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -278,6 +283,17 @@ def test_a_method_that_hangs_holds_up_neither_others_nor_forget(tmp_path):
         assert devices.wait_until(lambda: session.getattr(ROOT).size == 12)
 
 
+def test_interrupt_cancels_the_method_that_awaits_and_no_other():
+    with served("Sleepy") as (_, session):
+        node = session.lookup(ROOT, "f").nodeid
+        first, second = (session.begin("read", node, fh=0, offset=0, size=10, room=10) for _ in range(2))
+        session.call("interrupt", unique=first.unique)
+        assert failure(session.finish, first, "read", 10) == errno.EINTR
+        assert not second.done
+        session.call("interrupt", unique=second.unique)
+        assert failure(session.finish, second, "read", 10) == errno.EINTR
+
+
 def test_a_guest_that_leaves_while_a_method_hangs_is_followed_by_the_next(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with devices.start_ours(Path(f"{TREES}:Hanging"), ["--option", f"fifo={tmp_path / 'fifo'}"]) as running:
@@ -333,3 +349,31 @@ def test_sizes_that_lie_never_reach_a_method(memory):
         assert failure(memory.write, node, 0, offset, b"x") == errno.EINVAL
         assert failure(memory.read, node, 0, offset, 10) == errno.EINVAL
     assert failure(memory.fallocate, node, 0, (1 << 63) - 1, 1) == errno.EFBIG
+
+
+ANY = [operation for operation in OPERATIONS if operation.name not in ("init", "destroy")]
+NUMBERS = st.one_of(st.integers(0, 12), st.integers(0, 2**64 - 1), st.sampled_from([2**31, 2**63 - 1, 2**63]))
+NAMES = st.one_of(st.sampled_from([b"a", b"b", b"user.x", b"n" * 255]), st.binary(min_size=1, max_size=300))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(ANY), NUMBERS, st.data()), min_size=1, max_size=8))
+def test_whatever_is_asked_is_answered_or_refused(memory, requests):
+    """Each request gets one reply that its header describes, and the tree is still served."""
+    for operation, node, data in requests:
+        body = b""
+        if operation.args:
+            words = data.draw(st.lists(NUMBERS, min_size=16, max_size=16))
+            body = struct.pack("<16Q", *words)[: operation.args.size]
+            if data.draw(st.booleans()):  # small numbers in each half
+                body = struct.pack("<32I", *(word % 9 for word in words + words))[: operation.args.size]
+        body += b"".join(data.draw(NAMES) + b"\0" for _ in operation.names)
+        body += data.draw(st.binary(max_size=200)) if operation.flags & (abi.TAIL | abi.DATA) else b""
+        room = operation.reply.size if operation.reply else 4096 if operation.flags & abi.REPLY_DATA else 0
+        queue = HIPRIO if operation.flags & abi.NO_REPLY else memory.queue
+        pending = memory.device.begin(operation.name, node, body, room, queue, memory.caller)
+        reply = memory.device.finish(pending)
+        if reply is not None:
+            assert -4095 <= reply.error <= 0 and reply.length == reply.used_length
+            assert reply.unique == pending.unique and -reply.error not in (errno.EIO, errno.EINTR)
+    assert stat.S_ISDIR(memory.getattr(ROOT).mode)
