@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from virtiofs.cli import run
+from virtiofs.vm.guest import GuestError
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -61,6 +62,29 @@ def test_a_share_is_a_directory_a_mount_point_and_a_mode(
     if not read_only:
         limited = run._parse_mount(f"{text}:quota=2G", "--share")
         assert limited == (place / directory, mountpoint, False, "2G", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "mountpoint", "read_only"),
+    [
+        ("tree:Tree", "tree:Tree", None, False),
+        ("tree.py:Tree:/data:ro", "tree.py:Tree", "/data", True),
+        ("package.tree:Tree:ro", "package.tree:Tree", None, True),
+    ],
+)
+def test_a_share_may_be_a_class_in_python(
+    place: Path, text: str, what: str, mountpoint: str | None, read_only: bool
+) -> None:
+    mount = run._parse_mount(text, "--share")
+    assert (str(mount.directory), mount.mountpoint, mount.read_only) == (what, mountpoint, read_only)
+    (mount,) = run._mounts(parse("--share", text, "--option", "a=b", "--quota", "1G"))
+    assert (mount.options, mount.quota) == (("a=b",), "")
+
+
+def test_an_option_of_a_class_needs_one_to_be_for(place: Path) -> None:
+    for shares in (["--share", "dir"], ["--share", "a:A", "--share", "b:B"]):
+        with pytest.raises(GuestError, match="--option goes with one --share"):
+            run._mounts(parse(*shares, "--option", "a=b"))
 
 
 def test_shares_get_different_tags_and_mount_points(place: Path) -> None:
