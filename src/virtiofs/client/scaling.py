@@ -13,7 +13,7 @@ from typing import Any
 
 from virtiofs.client.arena import PAGE
 from virtiofs.client.figures import summary
-from virtiofs.client.peers import Peer, RunningPeer
+from virtiofs.client.peers import MEMORY, Peer, RunningPeer
 from virtiofs.client.script import Numbered, Replies, Script
 from virtiofs.client.session import ReplyError
 from virtiofs.client.workloads import WORKLOADS, Workload, many
@@ -23,6 +23,7 @@ from virtiofs.virtqueue.driver import DriverError
 PACED_SECONDS = 1.0  # of requests at one pace
 QUEUE_WORK = ("GETATTR", "READ 4 KiB")
 PROBE_ROUNDS = 200
+RING_MEMORY = 20 << 20  # of the guest, for the rings of a queue with their indirect tables
 LANES = 16  # LOOKUPs in flight while inodes are gathered
 ERRORS = (DriverError, ReplyError, OSError, MemoryError)
 
@@ -46,7 +47,8 @@ def queues(
             for workload in work:
                 row: dict[str, Any] = {"workload": workload.name, "queues": count, "peer": peer.name}
                 try:
-                    with RunningPeer(peer, directory, queues=count) as running:
+                    memory = MEMORY + count * RING_MEMORY
+                    with RunningPeer(peer, directory, queues=count, memory=memory) as running:
                         offered = running.device.front_end.queue_count
                         rates = _many_threads(running, workload, directory, count, seconds, repeats)
                     row |= {"operations_per_second": summary(rates), "offered": (offered or 2) - 1}
