@@ -274,10 +274,6 @@ def main(options: argparse.Namespace) -> int:
             )
         add_port = None
         if pythonshare.is_class(options.directory):
-            if window:
-                raise ValueError(
-                    "--dax-window maps files of the host, which a file system in Python has not; leave it out"
-                )
             share, walls = python_share(options, log)
             ports.append(single_port(options, share, log))
         elif options.socket_dir is None:
