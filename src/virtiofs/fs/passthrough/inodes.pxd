@@ -100,6 +100,6 @@ cdef int inode_adopt(Store* store, int fd, Inode* parent, const char* name, uint
 cdef void inode_forget(Store* store, uint64_t nodeid, uint64_t count) noexcept nogil
 cdef void inode_forget_all(Store* store) noexcept nogil
 cdef void inode_renamed(Store* store, Inode* parent, int fd, const char* name, uint32_t size) noexcept nogil
+cdef Inode* find(Store* store, statx_t* status, uint32_t mount) noexcept nogil
 cdef uint32_t* bucket_of(Store* store, uint64_t dev, uint64_t ino) noexcept nogil
 cdef bint end_unused(Store* store, Inode* inode) noexcept nogil
-cdef Inode* inode_keep(Store* store, int fd, const char* name) noexcept nogil

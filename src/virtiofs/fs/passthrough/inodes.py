@@ -36,7 +36,6 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     O_CLOEXEC,
     O_NOFOLLOW,
     O_PATH,
-    S_IFDIR,
     S_IFMT,
     close,
     openat,
@@ -566,41 +565,3 @@ def inode_renamed(
     if inode != cython.NULL and inode.way == WAY_NAME:
         set_name(store, inode, parent, name, size)
     pthread_mutex_unlock(cython.address(store.lock))
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def inode_keep(
-    store: cython.pointer(Store), fd: cython.int, name: cython.pointer(cython.const[cython.char])
-) -> cython.pointer(Inode):
-    """Before a name goes away: if it was the only way back to an inode, keep that inode's descriptor.
-
-    A handle leads nowhere once the last name is gone and nobody has the file open: then an inode that has no
-    descriptor yet gets one.
-    Returns the inode, pinned, with `keep` set; NULL if there is nothing to keep.
-    """
-    status: statx_t
-    inode: cython.pointer(Inode)
-    nodeid: uint64_t = 0
-    if store.named == 0 and store.pool_size == store.live:
-        return cython.NULL
-    if statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, IDENTITY_MASK, cython.address(status)) != 0:
-        return cython.NULL
-    pthread_mutex_lock(cython.address(store.lock))
-    inode = find(store, cython.address(status), known_mount(store, cython.address(status)))
-    if inode != cython.NULL and (
-        inode.way == WAY_NAME or status.stx_nlink == 1 or status.stx_mode & S_IFMT == S_IFDIR
-    ):
-        nodeid = node_id(store, inode)
-    pthread_mutex_unlock(cython.address(store.lock))
-    if nodeid == 0:
-        return cython.NULL
-    inode = inode_pin(store, nodeid)
-    if inode == cython.NULL:
-        return cython.NULL
-    if inode_descriptor(store, inode) < 0:
-        inode_unpin(store, inode)
-        return cython.NULL
-    inode.keep = 1
-    return inode

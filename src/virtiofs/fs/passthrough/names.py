@@ -46,13 +46,13 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
     Inode,
     inode_forget,
-    inode_keep,
     inode_lookup,
     inode_pin,
     inode_renamed,
     inode_unpin,
 )
 from cython.cimports.virtiofs.fs.passthrough.owners import store_new
+from cython.cimports.virtiofs.fs.passthrough.removed import inode_keep
 from cython.cimports.virtiofs.fs.passthrough.xattrs import set_context
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_ATTR_SUBMOUNT,

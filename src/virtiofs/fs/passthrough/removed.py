@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where there is a quota: a removed file's bytes come back when nothing of ours holds the file any more.
+"""A file that loses its name is still the guest's: an inode that nothing else would lead back to keeps a descriptor.
 
-An inode then counts the other descriptors there are of its file, handles and owners of locks, and stays until the last
-of them is closed, be it forgotten; so what ends with it is the last that holds the file.
+Where there is a quota, its bytes come back when nothing of ours holds the file any more.  An inode then counts the
+other descriptors there are of its file, handles and owners of locks, and stays until the last of them is closed, be
+it forgotten; so what ends with it is the last that holds the file.
 """
 
 import cython
@@ -10,18 +11,70 @@ from cython.cimports.libc.errno import ENOMEM
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc
 from cython.cimports.virtiofs.fs.passthrough.account import Account
-from cython.cimports.virtiofs.fs.passthrough.host import pthread_mutex_lock, pthread_mutex_unlock
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor, known_mount
+from cython.cimports.virtiofs.fs.passthrough.host import (
+    AT_NO_AUTOMOUNT,
+    AT_SYMLINK_NOFOLLOW,
+    S_IFDIR,
+    S_IFMT,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    statx,
+    statx_t,
+)
 from cython.cimports.virtiofs.fs.passthrough.inodes import (
+    IDENTITY_MASK,
     REMOVED,
+    WAY_NAME,
     Inode,
     Store,
     bucket_of,
     end_unused,
+    find,
     inode_pin,
     inode_unpin,
+    node_id,
 )
 from cython.cimports.virtiofs.fs.passthrough.slots import SLOT_LIVE
 from cython.cimports.virtiofs.virtqueue.atomics import load_u64
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def inode_keep(
+    store: cython.pointer(Store), fd: cython.int, name: cython.pointer(cython.const[cython.char])
+) -> cython.pointer(Inode):
+    """Before a name goes away: if it was the only way back to an inode, keep that inode's descriptor.
+
+    A handle leads nowhere once the last name is gone and nobody has the file open: then an inode that has no
+    descriptor yet gets one.
+    Returns the inode, pinned, with `keep` set; NULL if there is nothing to keep.
+    """
+    status: statx_t
+    inode: cython.pointer(Inode)
+    nodeid: uint64_t = 0
+    if store.named == 0 and store.pool_size == store.live:
+        return cython.NULL
+    if statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, IDENTITY_MASK, cython.address(status)) != 0:
+        return cython.NULL
+    pthread_mutex_lock(cython.address(store.lock))
+    inode = find(store, cython.address(status), known_mount(store, cython.address(status)))
+    if inode != cython.NULL and (
+        inode.way == WAY_NAME or status.stx_nlink == 1 or status.stx_mode & S_IFMT == S_IFDIR
+    ):
+        nodeid = node_id(store, inode)
+    pthread_mutex_unlock(cython.address(store.lock))
+    if nodeid == 0:
+        return cython.NULL
+    inode = inode_pin(store, nodeid)
+    if inode == cython.NULL:
+        return cython.NULL
+    if inode_descriptor(store, inode) < 0:
+        inode_unpin(store, inode)
+        return cython.NULL
+    inode.keep = 1
+    return inode
 
 
 @cython.cfunc
