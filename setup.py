@@ -28,6 +28,7 @@ COMPILED = [
     "virtiofs.fuse.loop",
     "virtiofs.fuse.devfuse",
     "virtiofs.client.hiprio",
+    "virtiofs.client.carried",
     "virtiofs.client.relay",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",

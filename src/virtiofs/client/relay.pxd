@@ -1,25 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from virtiofs.client.carried cimport Start
 from virtiofs.client.hiprio cimport Hiprio
-from virtiofs.fuse.layout cimport fuse_in_header
 from virtiofs.virtqueue.driver cimport DriverQueue
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
         EPOLLEXCLUSIVE
-
-cdef enum:
-    OPCODES = 64
-    PAGE = 4096
-    START = 80                    # bytes of a message that are read into private memory: WRITE up to its data
-    PAYLOAD = 1 << 20             # bytes of file data in one message at most
-    BODY = PAYLOAD + 2 * PAGE     # bytes behind START that a message may have
-    SLOT = PAYLOAD + 4 * PAGE
-
-# What the start of a message holds; not in shared memory, so the device cannot change it after we looked.
-cdef struct Start:
-    fuse_in_header header
-    uint32_t args[10]
 
 # A request in flight.
 cdef struct Slot:
@@ -61,10 +48,7 @@ cdef class RelayQueue:
     cdef int forward(self, uint32_t slot, uint32_t length, uint32_t room) noexcept nogil
     cdef int after_hiprio(self, int found) noexcept nogil
     cdef int forget(self, uint8_t *host, uint32_t length) noexcept nogil
-    cdef int64_t room_of(self, uint32_t length) noexcept nogil
-    cdef void offer(self, uint32_t length) noexcept nogil
     cdef int answer(self, uint32_t slot, uint32_t length) noexcept nogil
-    cdef int limit(self, const uint8_t *reply, uint32_t length, void *limited) noexcept nogil
     cdef void refuse(self, uint64_t unique, int error) noexcept nogil
     cdef void refuse_all(self) noexcept nogil
     cdef int fail(self, int reason, uint32_t opcode, int64_t value) noexcept nogil

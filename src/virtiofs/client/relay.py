@@ -8,8 +8,8 @@ INTERRUPT go to the hiprio queue, which all threads share (`hiprio.py`).
 
 The device is believed nothing.  It can change what is in shared memory at any time, so the start of each
 message, which decides what room a reply needs, is read into private memory and only copied to the slot; a reply's
-header is copied out once, checked, and written to the kernel from the copy.  How long a used chain may be, and
-whether it was in flight, `DriverQueue` checks.  A device that breaks the rules ends the relay.
+header is copied out once, checked (`carried.py`), and written to the kernel from the copy.  How long a used chain may
+be, and whether it was in flight, `DriverQueue` checks.  A device that breaks the rules ends the relay.
 
 With every slot in use the relay does not read on, so that the kernel keeps what waits, and can take it back.
 """
@@ -18,45 +18,47 @@ import os
 
 import cython
 from cython.cimports.libc.errno import (
-    E2BIG,
     EAGAIN,
     ECONNABORTED,
     EINTR,
     EIO,
     ENODEV,
     ENOENT,
-    ENOSYS,
     EPERM,
     errno,
 )
-from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.uio import iovec, readv, writev
 from cython.cimports.posix.unistd import close, write
+from cython.cimports.virtiofs.client.carried import (
+    BODY,
+    NO_SESSION,
+    NOT_READ,
+    NOT_TAKEN,
+    PAGE,
+    SLOT,
+    START,
+    WRONG_LENGTH,
+    Start,
+    limit,
+    offer,
+    room_of,
+    wrong,
+)
 from cython.cimports.virtiofs.client.hiprio import SMALL, Hiprio, kick
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_BATCH_FORGET,
     FUSE_DESTROY,
     FUSE_FORGET,
-    FUSE_GETXATTR,
     FUSE_INIT,
-    FUSE_INIT_EXT,
     FUSE_INTERRUPT,
-    FUSE_IOCTL,
-    FUSE_LISTXATTR,
-    FUSE_MAX_PAGES,
-    FUSE_READ,
-    FUSE_READDIR,
-    FUSE_READDIRPLUS,
-    FUSE_READLINK,
     FUSE_WRITE,
     fuse_batch_forget_in,
     fuse_forget_one,
-    fuse_getxattr_out,
     fuse_in_header,
     fuse_init_out,
-    fuse_ioctl_out,
     fuse_out_header,
 )
 from cython.cimports.virtiofs.virtqueue.atomics import (
@@ -80,51 +82,12 @@ from cython.cimports.virtiofs.virtqueue.driver import (
 )
 from cython.cimports.virtiofs.virtqueue.memory import translate
 
-from virtiofs.client.session import OFFER
-from virtiofs.fuse import abi
-from virtiofs.virtqueue import driver
+from virtiofs.client.carried import NAMES, REASONS
 
 # How a relay ends; below zero are the reasons.
 STOPPED = 0
 UNMOUNTED = 1
-REASONS = {
-    **{reason: driver.REASONS[reason] for reason in (-1, -2, -3)},
-    -20: "a reply's length differs from the used length",
-    -21: "a reply carries another request's number",
-    -22: "a reply's error is no error number, or comes with a payload",
-    -23: "the kernel refused a reply",
-    -24: "the device refused to begin a session",
-    -25: "the device speaks a version of FUSE that can not be relayed",
-    -26: "/dev/fuse can not be read",
-}
-WRONG_LENGTH = cython.declare(cython.int, -20)
-WRONG_UNIQUE = cython.declare(cython.int, -21)
-WRONG_ERROR = cython.declare(cython.int, -22)
-NOT_TAKEN = cython.declare(cython.int, -23)
-NO_SESSION = cython.declare(cython.int, -24)
-WRONG_VERSION = cython.declare(cython.int, -25)
-NOT_READ = cython.declare(cython.int, -26)
-FULL = cython.declare(cython.int, -40)
-
-# INIT flags that mean the same over /dev/fuse as in a guest, and that a relay can keep: what a guest offers, less the
-# window and submounts, which only a virtiofs mount has, and locks, which a guest may keep to itself.
-CARRIED = cython.declare(
-    uint64_t,
-    (OFFER | abi.CONSTANTS["FUSE_POSIX_LOCKS"] | abi.CONSTANTS["FUSE_FLOCK_LOCKS"])
-    & ~(abi.CONSTANTS["FUSE_SUBMOUNTS"] | abi.CONSTANTS["FUSE_HAS_INODE_DAX"]),
-)
-OLDEST_MINOR = cython.declare(uint32_t, 31)  # virtio-fs came with it
-LARGEST_ERROR = cython.declare(int32_t, 511)  # dev.c
-TARGET_ROOM = cython.declare(uint32_t, 4096)  # of a symbolic link
-
-# Room for the reply of each opcode, behind the out header; -1: an opcode that is not known here.
-ROOMS = cython.declare(int64_t[64])
-for _opcode in range(64):
-    ROOMS[_opcode] = -1
-for _operation in abi.OPERATIONS:
-    ROOMS[_operation.opcode] = _operation.reply.size if _operation.reply else 0
-
-NAMES = {operation.opcode: operation.name for operation in abi.OPERATIONS}
+FULL = cython.declare(cython.int, -40)  # no reason: the ring has no room
 
 DESTROY_LOOK = cython.declare(cython.int, 10)  # ms
 # As in fuse/loop.py: after a sleep shorter than SHORT_SLEEP the next begins with a look around for SPIN (ns).
@@ -379,7 +342,7 @@ class RelayQueue:
         opcode = self.start.header.opcode
         self.requests += 1
         if opcode == FUSE_INIT:
-            self.offer(length)
+            self.offered = offer(cython.address(self.start))
         memcpy(host + PAGE - START, cython.address(self.start), START)
         if opcode in (FUSE_FORGET, FUSE_BATCH_FORGET):
             return self.forget(host + PAGE - START, length)
@@ -392,7 +355,7 @@ class RelayQueue:
                     cython.address(self.stopping),
                 )
             )
-        room = self.room_of(length)
+        room = room_of(cython.address(self.start), length)
         if room < 0:
             self.refuse(self.start.header.unique, room)
             return 1
@@ -405,28 +368,6 @@ class RelayQueue:
     @cython.exceptval(check=False)
     def after_hiprio(self, found: cython.int) -> cython.int:
         return self.fail(found, 0, 0) if found < 0 else 1
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def room_of(self, length: uint32_t) -> int64_t:
-        """The room that the reply to the message in `start` can need behind its header, or a negative errno."""
-        opcode: uint32_t = self.start.header.opcode
-        room: int64_t = ROOMS[opcode] if opcode < OPCODES else -1
-        if opcode in (FUSE_READ, FUSE_READDIR, FUSE_READDIRPLUS):
-            room = self.start.args[4]
-        elif opcode in (FUSE_GETXATTR, FUSE_LISTXATTR):
-            room = self.start.args[0] if self.start.args[0] else cython.sizeof(fuse_getxattr_out)
-        elif opcode == FUSE_IOCTL:
-            room = cython.sizeof(fuse_ioctl_out) + cython.cast(int64_t, self.start.args[7])
-        elif opcode == FUSE_READLINK:
-            room = TARGET_ROOM
-        if room < 0:
-            return -ENOSYS
-        # What `forward` can lose to alignment between the message and its reply is less than a page.
-        if PAGE - START + cython.cast(int64_t, length) + PAGE + cython.sizeof(fuse_out_header) + room > SLOT:
-            return -E2BIG
-        return room
 
     @cython.cfunc
     @cython.nogil
@@ -515,18 +456,6 @@ class RelayQueue:
             left -= count
         return 1
 
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def offer(self, length: uint32_t) -> cython.void:
-        """Take out of the INIT message in `start` what can not be relayed."""
-        flags: uint64_t = self.start.args[3]
-        if flags & FUSE_INIT_EXT:
-            flags |= cython.cast(uint64_t, self.start.args[4]) << 32
-        self.offered = flags & CARRIED
-        self.start.args[3] = cython.cast(uint32_t, self.offered)
-        self.start.args[4] = cython.cast(uint32_t, self.offered >> 32)
-
     # --- replies of the device ---
 
     @cython.cfunc
@@ -562,22 +491,17 @@ class RelayQueue:
         pieces: iovec[2]
         out: fuse_out_header
         limited: fuse_init_out
+        value: int64_t = 0
         error: cython.int
         opcode: uint32_t = self.slots[slot].opcode
         reply: cython.pointer(uint8_t) = (
             self.host + cython.cast(uint64_t, slot) * SLOT + self.slots[slot].reply
         )
-        if length < cython.sizeof(fuse_out_header):
-            return self.fail(WRONG_LENGTH, opcode, length)
-        memcpy(cython.address(out), reply, cython.sizeof(fuse_out_header))
-        if out.len != length:
-            return self.fail(WRONG_LENGTH, opcode, out.len)
-        if out.unique != self.slots[slot].unique:
-            return self.fail(WRONG_UNIQUE, opcode, out.unique)
-        if out.error and (
-            out.error > 0 or out.error < -LARGEST_ERROR or length > cython.sizeof(fuse_out_header)
-        ):
-            return self.fail(WRONG_ERROR, opcode, out.error)
+        if length >= cython.sizeof(fuse_out_header):
+            memcpy(cython.address(out), reply, cython.sizeof(fuse_out_header))
+        error = wrong(cython.address(out), length, self.slots[slot].unique, cython.address(value))
+        if error < 0:
+            return self.fail(error, opcode, value)
         pieces[0].iov_base = cython.address(out)
         pieces[0].iov_len = cython.sizeof(fuse_out_header)
         pieces[1].iov_base = reply + cython.sizeof(fuse_out_header)
@@ -585,46 +509,14 @@ class RelayQueue:
         if opcode == FUSE_INIT:
             if out.error:
                 return self.fail(NO_SESSION, opcode, out.error)
-            error = self.limit(reply, length, cython.address(limited))
+            error = limit(reply, length, self.offered, cython.address(limited), cython.address(value))
             if error < 0:
-                return error
+                return self.fail(error, opcode, value)
+            self.initialised = True
             pieces[1].iov_base = cython.address(limited)
         # ENOENT: the request was given up; ENODEV: the mount has ended, which the next read will say as well.
         if writev(self.fd, pieces, 2) < 0 and errno != ENOENT and errno != ENODEV:
             return self.fail(NOT_TAKEN, opcode, errno)
-        return 0
-
-    @cython.cfunc
-    @cython.nogil
-    @cython.exceptval(check=False)
-    def limit(
-        self, reply: cython.pointer(cython.const[uint8_t]), length: uint32_t, limited: cython.p_void
-    ) -> cython.int:
-        """Write to `limited` what the kernel may take of an INIT reply (`fuse_init_out`): 0 or a reason."""
-        flags: uint64_t
-        out: cython.pointer(fuse_init_out) = cython.cast(cython.pointer(fuse_init_out), limited)
-        if length != cython.sizeof(fuse_out_header) + cython.sizeof(fuse_init_out):
-            return self.fail(WRONG_VERSION, FUSE_INIT, length)
-        memcpy(out, reply + cython.sizeof(fuse_out_header), cython.sizeof(fuse_init_out))
-        if out.major != 7 or out.minor < OLDEST_MINOR:
-            return self.fail(WRONG_VERSION, FUSE_INIT, out.minor if out.major == 7 else out.major)
-        flags = out.flags
-        if flags & FUSE_INIT_EXT:
-            flags |= cython.cast(uint64_t, out.flags2) << 32
-        flags &= self.offered
-        out.flags = cython.cast(uint32_t, flags)
-        out.flags2 = cython.cast(uint32_t, flags >> 32)
-        if out.max_write > PAYLOAD:
-            out.max_write = PAYLOAD
-        if not flags & FUSE_MAX_PAGES:
-            out.max_pages = 0
-        elif out.max_pages > PAYLOAD // PAGE:
-            out.max_pages = PAYLOAD // PAGE
-        out.map_alignment = 0
-        out.max_stack_depth = 0
-        out.request_timeout = 0
-        memset(out.unused, 0, cython.sizeof(out.unused))
-        self.initialised = True
         return 0
 
     @cython.cfunc

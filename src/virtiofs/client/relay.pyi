@@ -4,7 +4,6 @@ from virtiofs.virtqueue.driver import DriverQueue
 
 STOPPED: int
 UNMOUNTED: int
-REASONS: dict[int, str]
 
 class RelayQueue:
     ring: DriverQueue
