@@ -113,9 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dax",
         metavar="WHEN",
         choices=["never", "inode", "always"],
-        default="inode",
-        help="which files the guest is told to map, if its mount leaves that to us: never any; inode, those of whole"
-        " pages from 32 KiB; always, all of whole pages (%(default)s)",
+        help="with --dax-window: which files the guest is told to map, if its mount leaves that to us: never any;"
+        " inode, those of whole pages from 32 KiB; always, all of whole pages (inode)",
     )
     parser.add_argument(
         "--no-announce-submounts",
@@ -231,6 +230,8 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
 def check_forms(options: argparse.Namespace) -> None:
     """Either one DIR on --socket or --fd, or any number of --share in --socket-dir; ends the program otherwise."""
     error = options.parser.error
+    if options.dax is not None and options.dax_window is None:
+        error(f"--dax {options.dax} is about files in a window: give its size too, as --dax-window 512M")
     if options.socket_dir is None:
         if options.share:
             error("--share needs --socket-dir, the directory for the sockets")
@@ -265,7 +266,7 @@ def main(options: argparse.Namespace) -> int:
         settings = passthrough_settings(options)
         window = window_size(options.dax_window)
         if window:
-            settings["dax_from"] = DAX_FROM[options.dax]
+            settings["dax_from"] = DAX_FROM[options.dax or "inode"]
             # What waits for the front end can be left in the ring by a queue's thread, and by no other.
             settings["pool_threads"] = 0
         if window and options.readonly:
