@@ -25,7 +25,7 @@ help:
 demo: build guests
 	@tools/demo $(VENV)/bin/virtiofs
 
-test: lint types quick heavy testbed
+test: lint types testbed quick heavy
 	$(RUN) -m pytest -m guest
 
 # Without DIR on a mount of our own, where the kernel lets us.
@@ -67,9 +67,10 @@ fuzz: $(VENV)/.installed
 guests:
 	@$(PYTHON) tools/testbed
 
-# Besides, for DAX: QEMU and a kernel of Debian 13, which only root can prepare; without them its tests are skipped.
+# Besides, of Debian 13: QEMU and a kernel for DAX, and the Rust virtiofsd, which only root can prepare.
 testbed: guests
-	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie qemu kernel || echo "tests of DAX in guests are skipped"; fi
+	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu kernel || \
+	    echo "tests of DAX in guests and of the Rust virtiofsd are skipped"; fi
 
 testbed-trixie:
 	@$(PYTHON) tools/trixie $(PARTS)

@@ -19,8 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("all", *devices.KINDS),
         default="all",
-        help="what to test: ours, ours-unprivileged (run by an ordinary user), c (virtiofsd of QEMU 7.2), mount"
-        " (`virtiofs mount`), relay (`virtiofs mount --socket` of ours), or all that can run here",
+        help="what to test: ours, ours-unprivileged (run by an ordinary user), c (virtiofsd of QEMU 7.2), rust (that of"
+        " Debian 13, for what is mounted), mount (`virtiofs mount`), relay (`virtiofs mount --socket` of ours), or all"
+        " that can run here",
     )
     parser.addoption(
         "--mountpoint", metavar="DIR", help="test this directory with tests/posix, instead of a daemon"
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "mounted: needs the kernel's FUSE client, which checks permissions and applies the umask",
     )
+    config.addinivalue_line("markers", "also_rust: is for the daemon in Rust as well")
     config.addinivalue_line(
         "markers",
         "c_differs(reason, run=True): the daemon in C does otherwise; run=False: it would die of the test",
@@ -46,6 +48,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = metafunc.config.getoption("--device")
     for fixture, kinds in (("kind", devices.DAEMONS), ("carrier", devices.KINDS)):
         if fixture in metafunc.fixturenames:
+            if not metafunc.definition.get_closest_marker("also_rust"):
+                kinds = tuple(kind for kind in kinds if kind != "rust")
             if fixture == "kind" and "place" not in metafunc.fixturenames:
                 # Only there the test acts as the daemon's user, too.
                 kinds = tuple(kind for kind in kinds if kind != "ours-unprivileged")

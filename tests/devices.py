@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the daemons that tests speak to: ours, and the virtiofsd in C that Debian's QEMU packages bring."""
+"""Starts the daemons that tests speak to: ours, and virtiofsd, in C from Debian's QEMU packages and in Rust."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import subprocess
@@ -11,11 +12,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from virtiofs.client import peers
+from virtiofs.vm.kernel import cache_directory
+
 C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-DAEMONS = ("ours", "ours-unprivileged", "c")  # what can be sent requests
+DAEMONS = (
+    "ours",
+    "ours-unprivileged",
+    "c",
+    "rust",
+)  # what can be sent requests; rust: only where marked also_rust
 MOUNTS = ("mount", "relay")  # what programs speak to, through the host's kernel (mounting.py)
 KINDS = (*DAEMONS, *MOUNTS)
 NOBODY = 54321  # who runs our daemon without privilege: no user of this host
@@ -76,7 +85,7 @@ class RunningDevice:
         return self.family[-1]
 
     def wait_for_listening(self) -> None:
-        """Wait for the C daemon to say that it listens (its socket file appears before that)."""
+        """Wait for a daemon that is not ours to say that it listens (its socket file appears before that)."""
         self._waiting.wait(READY_SECONDS)
         if not self.alive or not self._waiting.is_set():
             raise RuntimeError(f"{self.kind} daemon does not listen:\n" + "\n".join(self.log))
@@ -115,6 +124,10 @@ def available(kind: str) -> str:
         return (
             "" if os.geteuid() == 0 else "only root can become another user; `ours` is unprivileged already"
         )
+    if kind == "rust":
+        if rust_virtiofsd() is None:
+            return "there is no virtiofsd in Rust; `make testbed-trixie` prepares one"
+        return "" if os.geteuid() == 0 else "the virtiofsd in Rust needs root for its sandbox"
     if not os.access(C_VIRTIOFSD, os.X_OK):
         return f"{C_VIRTIOFSD} is missing (Debian 12 package qemu-system-common)"
     if os.geteuid() != 0:
@@ -122,20 +135,63 @@ def available(kind: str) -> str:
     return ""
 
 
+@functools.cache
+def rust_virtiofsd() -> tuple[str, ...] | None:
+    """The words that run the daemon in Rust, as `virtiofs bench` does: installed here, or in the cache directory."""
+    found = peers.find(cache_directory())[0]
+    return next((peer.command for peer in found if peer.name == "virtiofsd-rust"), None)
+
+
 @contextlib.contextmanager
-def start_c_virtiofsd(directory: Path, options: Sequence[str] = ()) -> Iterator[RunningDevice]:
-    """Run the daemon in C on `directory`.  It serves one connection and exits when that ends."""
+def start_other(
+    kind: str, command: Callable[[str], Sequence[str]], directory: Path
+) -> Iterator[RunningDevice]:
+    """Run a daemon that is not ours.  It serves one connection and exits when that ends."""
     with tempfile.TemporaryDirectory(prefix="virtiofs-test-") as place:
-        socket = f"{place}/c.sock"
-        command = [C_VIRTIOFSD, f"--socket-path={socket}", "-o", f"source={directory}"]
-        command += ["-o", "sandbox=chroot", "-o", "cache=auto", "-o", "xattr", *options]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        device = RunningDevice("c", directory, socket, process)
+        socket = f"{place}/{kind}.sock"
+        process = subprocess.Popen(
+            command(socket), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        device = RunningDevice(kind, directory, socket, process)
         try:
             device.wait_for_listening()
             yield device
         finally:
             device.stop()
+
+
+def start_c_virtiofsd(
+    directory: Path, options: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[RunningDevice]:
+    """Run the daemon in C on `directory`."""
+    words = [
+        C_VIRTIOFSD,
+        "-o",
+        f"source={directory}",
+        "-o",
+        "sandbox=chroot",
+        "-o",
+        "cache=auto",
+        "-o",
+        "xattr",
+    ]
+    return start_other("c", lambda socket: [*words, f"--socket-path={socket}", *options], directory)
+
+
+def start_rust_virtiofsd(
+    directory: Path, options: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[RunningDevice]:
+    """Run the daemon in Rust on `directory`."""
+    words = [word for word in rust_virtiofsd() or () if not word.startswith("--log-level")]
+    return start_other(
+        "rust",
+        lambda socket: [
+            *(word.format(socket=socket, dir=directory) for word in words),
+            "--log-level=info",
+            *options,
+        ],
+        directory,
+    )
 
 
 # Runs our command as another user, who may not be able to read this interpreter's own files: all is imported before.
@@ -194,6 +250,8 @@ def start(
     """A daemon of any kind; `options` are for its own command line."""
     if kind == "c":
         return start_c_virtiofsd(directory, options)
+    if kind == "rust":
+        return start_rust_virtiofsd(directory, options)
     return start_ours(directory, options, NOBODY if kind == "ours-unprivileged" else None)
 
 

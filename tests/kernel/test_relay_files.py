@@ -20,7 +20,7 @@ from mounting import Mounted, mounted, unavailable
 from sharing import failure
 from virtiofs.fuse.mountpoint import mounts
 
-pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+pytestmark = [pytest.mark.skipif(bool(unavailable()), reason=unavailable()), pytest.mark.also_rust]
 
 MIB = 1 << 20
 
@@ -175,8 +175,8 @@ def test_many_programs_at_once_get_their_own_bytes(share):
 
 
 def test_locks_of_the_mount_and_of_the_host_exclude_each_other(share):
-    if share.kind == "c":
-        pytest.skip("it keeps no locks unless told to")
+    if share.kind != "ours":
+        pytest.skip("it keeps no locks of the guest's on the host")
     (share.host / "locked").touch()
     with (share.path / "locked").open("r+b") as here, (share.host / "locked").open("r+b") as there:
         fcntl.flock(here, fcntl.LOCK_EX)

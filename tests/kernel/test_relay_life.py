@@ -21,7 +21,7 @@ from mounting import USER, Mounted, command, mounted, unavailable
 from sharing import failure
 from virtiofs.fuse.mountpoint import mounts
 
-pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+pytestmark = [pytest.mark.skipif(bool(unavailable()), reason=unavailable()), pytest.mark.also_rust]
 
 
 @pytest.fixture
