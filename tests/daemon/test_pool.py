@@ -110,6 +110,24 @@ def test_metadata_is_answered_while_a_request_waits_for_the_disk(tmp_path):
         assert 'virtiofs_requests_total{share="virtiofs",operation="fsync"} 1' in daemon.metrics()
 
 
+def niceness(served: Served) -> list[int]:
+    """Of each thread of the worker, lowest first."""
+    worker = served.running.worker
+    return sorted(os.getpriority(os.PRIO_PROCESS, int(task)) for task in os.listdir(f"/proc/{worker}/task"))
+
+
+def test_what_waited_for_the_disk_yields_the_processor_to_the_queues(tmp_path):
+    base = os.getpriority(os.PRIO_PROCESS, 0)
+    with (
+        served(tmp_path, tmp_path, "--thread-pool-size", "3") as daemon,
+        Device.connect(daemon.socket) as device,
+    ):
+        Session(device)
+        assert (
+            niceness(daemon) == [base] * 3 + [min(base + 5, 19)] * 3
+        )  # the main thread, two queues, the pool
+
+
 @needs_mount
 def test_requests_are_answered_in_the_order_in_which_the_disk_is_done(tmp_path):
     with held(tmp_path) as (tree, daemon), Device.connect(daemon.socket) as device:

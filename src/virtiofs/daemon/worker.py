@@ -26,6 +26,8 @@ from virtiofs.sandbox.walls import Place, Walls
 from virtiofs.virtqueue.memory import GuestMemory
 from virtiofs.virtqueue.split import SplitQueue
 
+POOL_NICENESS = 5  # of a pool's threads that yield: a third of a queue's weight
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.dax.window import Window
@@ -220,6 +222,8 @@ class Worker:
         def work() -> None:
             try:
                 self._filesystem.start_thread()
+                if self._filesystem.pool_yields:
+                    os.nice(POOL_NICENESS)
                 pool.enter()
             except OSError as error:  # those that did start do the work, and the queues without any
                 self._log.error(f"a thread of the pool can not serve: {error}")

@@ -18,12 +18,13 @@ class Filesystem(Handlers):
     Life: made once, before the first request; `start_thread` on each thread that will serve; any number of
     sessions, each ended by `reset`; `close`.  `wait_limit`: seconds a request may wait, for a lock,
     before it is refused.  `pool_threads`: how many threads, besides the queues', serve what would block (0: none,
-    and no handler is asked with `no_wait`).
+    and no handler is asked with `no_wait`).  `pool_yields`: a processor that both want goes to a queue's thread first.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.wait_limit = 600.0
         self.pool_threads = 0
+        self.pool_yields = False
 
     def start_thread(self) -> None:
         """Prepare the calling thread to serve requests.  Called once on each, before its first request."""

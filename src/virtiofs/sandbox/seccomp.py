@@ -64,6 +64,7 @@ PYTHON_FCNTL = one_of(
     1, (5, 6, 7, 1031, 1032, 1033, 1034)
 )  # F_GETLK, F_SETLK, F_SETLKW, F_[GS]ETPIPE_SZ, F_*_SEALS
 PYTHON_IOCTL = one_of(1, (0x5401, 0x5421, 0x541B, 0x5451))  # TCGETS, FIONBIO, FIONREAD, FIOCLEX
+ITSELF: tuple[Tests, ...] = (((0, INT, 0), (1, INT, 0)),)  # PRIO_PROCESS, the calling thread
 PRCTL = one_of(0, (15, 0x53564D41))  # PR_SET_NAME, PR_SET_VMA: names of threads and of malloc's memory
 
 ALLOW, NO_SUCH_CALL = "allow", "no such call"
@@ -83,6 +84,7 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
         (),
         ALLOW,
     ),
+    ("core", "getpriority setpriority", "a thread of the pool yields to the queues", ITSELF, ALLOW),
     ("core", "getpid gettid", "a thread asks who it is", (), ALLOW),
     ("core", "getuid geteuid getgid getegid", "and whose", (), ALLOW),
     ("core", "capget capset", "set-id bits: CAP_FSETID for those who keep them only", (), ALLOW),

@@ -288,6 +288,7 @@ class Passthrough(Filesystem):
             raise
         self.wait_limit = wait_limit
         self.pool_threads = pool_threads
+        self.pool_yields = True  # what the pool does has waited for the disk already
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS | mode.init_flags
