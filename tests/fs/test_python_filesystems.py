@@ -149,6 +149,14 @@ def test_each_front_end_finds_the_tree_as_it_was_made():
                 tree.write_file("/f", b"gone with its guest")
 
 
+def test_the_threads_that_call_methods_are_as_nice_as_the_daemon():
+    with served("Pooled") as (running, _):
+        tasks = os.listdir(f"/proc/{running.worker}/task")
+        assert len(tasks) > 3  # the main thread, two queues, and the pool
+        nice = {os.getpriority(os.PRIO_PROCESS, int(task)) for task in tasks}
+        assert nice == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
 def test_what_no_method_is_there_for_is_enosys_and_a_tree_without_changes_is_read_only(nonsense):
     with served("Hanging", "fifo=/dev/null") as (_, session):
         node = session.lookup(ROOT, "f").nodeid
