@@ -18,7 +18,7 @@ help:
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
 	@echo "make guests   Debian packages and a kernel for guests"
-	@echo "make testbed  that, and as root a newer QEMU and kernel, beside the system, for tests of DAX"
+	@echo "make testbed  that, libvirt and virtme-ng, and as root a newer QEMU and kernel, beside the system"
 	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=qemu kernel for those)"
 	@echo "make clean    remove what was built"
 
@@ -67,8 +67,10 @@ fuzz: $(VENV)/.installed
 guests:
 	@$(PYTHON) tools/testbed
 
-# Besides, of Debian 13: QEMU and a kernel for DAX, and the Rust virtiofsd, which only root can prepare.
-testbed: guests
+# What starts daemons of this kind; and of Debian 13 QEMU and a kernel for DAX, and the Rust virtiofsd, which only root
+# can prepare.
+testbed:
+	@$(PYTHON) tools/testbed --clients
 	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu kernel || \
 	    echo "tests of DAX in guests and of the Rust virtiofsd are skipped"; fi
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "mount": "mount a directory on this host as a guest would, without a VM",
     "ctl": "ask a running daemon, or change what it shares",
     "run": "run a command in a throw-away guest that has directories shared",
+    "workspace": "look at what a guest changed of a directory, keep it, or throw it away",
+    "kata-sim": "start a guest the way Kata does, with containers on the share",
     "check": "check that a virtio-fs device is right and robust",
     "bench": "measure virtio-fs daemons side by side",
 }
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     named = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         if name == named:
-            module = importlib.import_module(f"virtiofs.cli.{name}")
+            module = importlib.import_module(f"virtiofs.cli.{name.replace('-', '_')}")
             command = commands.add_parser(name, help=summary, description=module.__doc__)
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(command)

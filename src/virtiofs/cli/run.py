@@ -53,6 +53,7 @@ class Mount(NamedTuple):
     mountpoint: str | None
     read_only: bool
     quota: str = ""
+    workspace: str = ""
     options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
 
 
@@ -102,6 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an argument of the class that a --share names; may be repeated",
     )
     add("--rootfs", metavar="DIR[:ro]", help="boot with DIR as the guest's root file system")
+    add(
+        "--workspace",
+        metavar="DIRECTORY",
+        help="leave the directory of --rootfs, or of the only --share, as it is, and keep what the guest changes there"
+        " (docs/workspace.md); for root",
+    )
     add(
         "--quota",
         metavar="SIZE",
@@ -299,6 +306,8 @@ def _serve_command(mount: Mount, share: Share, queues: int, ready: int) -> list[
     command += ["--tag", share.tag, "--queues", str(queues), "--ready-fd", str(ready)]
     if mount.quota:
         command += ["--quota", mount.quota]
+    if mount.workspace:
+        command += ["--workspace", mount.workspace]
     for option in mount.options or ():
         command += ["--option", option]
     return command + (["--readonly"] if mount.read_only else [])
@@ -399,7 +408,20 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
         raise GuestError("--daemon names another daemon, which serves no class in Python")
     if not mounts:
         raise GuestError("nothing to share: add --share DIR or --rootfs DIR")
+    if args.workspace is not None:
+        mounts[0] = _with_workspace(args, mounts)
     return mounts
+
+
+def _with_workspace(args: argparse.Namespace, mounts: list[Mount]) -> Mount:
+    """The first mount, whose changes go to the workspace."""
+    if not args.rootfs and len(mounts) > 1:
+        raise GuestError("--workspace goes with --rootfs, or with one --share")
+    if mounts[0].read_only or mounts[0].options is not None:
+        raise GuestError("--workspace keeps changes; there are none of a read-only share, nor of a class")
+    if args.daemon is not None:
+        raise GuestError("--daemon names another daemon, which has no workspace")
+    return mounts[0]._replace(workspace=args.workspace)
 
 
 def _parse_mount(text: str, option: str) -> Mount:

@@ -117,6 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " inode, those of whole pages from 32 KiB; always, all of whole pages (inode)",
     )
     parser.add_argument(
+        "--workspace",
+        metavar="DIRECTORY",
+        help="leave DIR as it is and keep what the guest changes there (docs/workspace.md); for root",
+    )
+    parser.add_argument(
         "--no-announce-submounts",
         action="store_true",
         help="do not show mounts below the directory as mounts in the guest",
@@ -240,7 +245,11 @@ def check_forms(options: argparse.Namespace) -> None:
         if options.directory is None:
             error("the following arguments are required: DIR")
         pythonshare.check_options(options)
+        if options.workspace and pythonshare.is_class(options.directory):
+            error("--workspace keeps the changes of a directory, not of a class")
         return
+    if options.workspace is not None:
+        error("--workspace goes with one DIR on --socket or --fd")
     if options.directory is not None:
         error(f"with --socket-dir every share has a tag: --share TAG={options.directory}")
     if options.tag is not None:
@@ -274,6 +283,11 @@ def main(options: argparse.Namespace) -> int:
                 "--readonly leaves nothing to --dax-window: front ends map every page writable; use one of the two"
             )
         add_port = None
+        if options.workspace is not None:
+            from virtiofs.cli.workspace import mount
+
+            workspace = mount(options.workspace, options.directory)  # locked as long as we have it
+            options.directory = workspace.merged
         if pythonshare.is_class(options.directory):
             share, walls = python_share(options, log)
             ports.append(single_port(options, share, log))

@@ -26,12 +26,14 @@ from virtiofs.cli.virtiofsd_options import (
     UsageError,
 )
 
+SYSTEM_LOCK = "/etc/virtiofs/locked.toml"
 CAPABILITIES = ("separate-options",)
+Spelled = tuple[str, Option, str | None]  # as it was written, its row, its value
 BY_NAME = {name: option for option in OPTIONS for name in option.names}
 BY_WORD = {word: option for option in OPTIONS for word in option.words}
 
 
-def spellings(arguments: list[str]) -> Iterator[tuple[str, Option, str | None]]:
+def spellings(arguments: list[str]) -> Iterator[Spelled]:
     """Each option of a command line as it was spelled, its row, and its value (None: none was given).
 
     Raises `UsageError` for what no daemon knows.
@@ -68,7 +70,7 @@ def following(name: str, rest: Iterator[str]) -> str:
     return value
 
 
-def words(text: str) -> Iterator[tuple[str, Option, str | None]]:
+def words(text: str) -> Iterator[Spelled]:
     """The options of a `-o` list.  A comma in a value is doubled, as libvirt does."""
     for item in text.replace(",,", "\0").split(","):
         word, equals, value = item.replace("\0", ",").partition("=")
@@ -95,10 +97,27 @@ def apply(settings: Settings, spelling: str, option: Option, value: str | None) 
         option.act(settings, value or "")
 
 
+def permitted(given: list[Spelled]) -> list[Spelled]:
+    """What the locks put first, and what was given, all of which they allow.  Raises `Refused` and `UsageError`."""
+    named = [value for name, _, value in given if name == "--locked" and value is not None]
+    if not named and not os.path.lexists(SYSTEM_LOCK):
+        return given
+    from virtiofs.cli import locked
+
+    locks = [
+        locked.read_lock(path) for path in ([SYSTEM_LOCK] if os.path.lexists(SYSTEM_LOCK) else []) + named
+    ]
+    for lock in locks:
+        for spelling, option, value in given:
+            if spelling != "--locked":
+                lock.check(spelling, option, value)
+    return [word for lock in locks for word in spellings([*lock.arguments])] + given
+
+
 def parse(arguments: list[str]) -> Settings:
     """What a command line asks for.  Raises `Refused` and `UsageError`."""
     settings = Settings()
-    for spelling, option, value in spellings(arguments):
+    for spelling, option, value in permitted(list(spellings(arguments))):
         apply(settings, spelling, option, value)
     level = os.environ.get("RUST_LOG", "").lower()
     settings.log_level = LOG_LEVELS.get(level, settings.log_level)

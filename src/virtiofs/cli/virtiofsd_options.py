@@ -25,7 +25,7 @@ LOG_LEVELS = {
 HONOURED = "honoured"
 SAME = "changes nothing"
 REFUSED = "refused"
-RUST, C, BOTH = "Rust", "C", "both"
+RUST, C, BOTH, OURS = "Rust", "C", "both", "this one"
 
 
 class UsageError(Exception):
@@ -53,6 +53,7 @@ class Settings:
         self.sandbox = "namespace"
         self.seccomp = "kill"
         self.modcaps = ""
+        self.locks: list[str] = []  # files that say what the command line may have (cli/locked.py)
         self.passthrough: dict[str, Any] = {
             "cache": "auto",
             "file_handles": "prefer",
@@ -161,6 +162,10 @@ def one_more(name: str) -> Action:
     return act
 
 
+def one_more_lock(settings: Settings, text: str) -> None:
+    settings.locks.append(text)
+
+
 def set_cache(settings: Settings, text: str) -> None:
     settings.passthrough["cache"] = "never" if text == "none" else text
 
@@ -226,6 +231,15 @@ OPTIONS = (
         HONOURED,
         "Members of the group may connect; otherwise only this user.",
         put("socket_group"),
+    ),
+    Option(
+        ("--locked",),
+        (),
+        "FILE",
+        OURS,
+        HONOURED,
+        "What this command line may not change is in FILE, as in /etc/virtiofs/locked.toml, which is always read.",
+        one_more_lock,
     ),
     Option(
         ("--tag",),

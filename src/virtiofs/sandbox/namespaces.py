@@ -136,6 +136,50 @@ def new_rest(network: bool = False) -> None:
         raise failure("keep mounts from reaching the host")
 
 
+def new_mounts() -> None:
+    """Enter a new mount namespace: what is mounted here from now on is seen by this process and its children only.
+
+    Raises `OSError`.
+    """
+    if unshare(CLONE_NEWNS) != 0:
+        raise failure("make a mount namespace")
+    if mount(b"/", b"/", cython.NULL, MS_SLAVE | MS_REC, cython.NULL) != 0:
+        raise failure("keep mounts from reaching the host")
+
+
+def mount_overlay(lower: str, upper: str, work: str, target: str) -> None:
+    """Mount the directory `lower` at `target` so that changes go to `upper` (overlayfs).  Raises `OSError`.
+
+    Directories are not renamed by a reference to where they were, and files not copied in part: so `upper` is to
+    be understood without the kernel.
+    """
+    layers: list = []
+    place: bytes = os.fsencode(target)
+    options: bytes
+    try:
+        # By descriptor, as a path may hold what separates options.
+        for path in (lower, upper, work):
+            layers.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        options = (
+            f"redirect_dir=off,metacopy=off,index=off,lowerdir=/proc/self/fd/{layers[0]},"
+            f"upperdir=/proc/self/fd/{layers[1]},workdir=/proc/self/fd/{layers[2]}"
+        ).encode()
+        if (
+            mount(
+                b"overlay",
+                cython.cast(cython.p_char, place),
+                b"overlay",
+                MS_NOSUID | MS_NODEV,
+                cython.cast(cython.p_char, options),
+            )
+            != 0
+        ):
+            raise failure(f"mount an overlay of {lower} at {target}")
+    finally:
+        for layer in layers:
+            os.close(layer)
+
+
 @cython.cfunc
 def clone(path: bytes, flags: cython.int) -> cython.int:
     target: cython.p_char = path

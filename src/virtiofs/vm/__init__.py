@@ -7,5 +7,6 @@ ours about FUSE or vhost-user, so any daemon can be tried in its guests.
 
 Open `guest.py` first (the guest as a caller sees it), then `ramdisk.py` (what runs inside).  `kernel.py`,
 `modules.py` and `cpio.py` make the RAM disk; `qemu.py`, `accelerator.py`, `process.py` and `qmp.py` drive QEMU;
-`stream.py` finds a command's output in what the guest sends.
+`stream.py` finds a command's output in what the guest sends.  `kata.py` is a sandbox as Kata
+makes it, `container.py` an OCI container in a guest.
 """

@@ -4,7 +4,7 @@ from virtiofs.fs.passthrough.host cimport statx_t
 from virtiofs.fs.passthrough.inodes cimport HandleBuffer, Inode, Store
 
 cdef uint64_t device_of(statx_t* status) noexcept nogil
-cdef int64_t birth_of(statx_t* status) noexcept nogil
+cdef int64_t birth_of(Store* store, uint32_t mount, statx_t* status) noexcept nogil
 cdef uint32_t known_mount(Store* store, statx_t* status) noexcept nogil
 cdef bint is_submount(Store* store, Inode* parent, statx_t* status) noexcept nogil
 cdef uint32_t mount_of(Store* store, statx_t* status, int fd) noexcept nogil

@@ -27,11 +27,13 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     close,
     dup3,
     file_handle,
+    fstatfs,
     name_to_handle_at,
     open_by_handle_at,
     openat,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    statfs_t,
     statx,
     statx_t,
 )
@@ -63,6 +65,7 @@ from cython.cimports.virtiofs.virtqueue.atomics import (
     store_release_u32,
 )
 
+OVERLAYFS_SUPER_MAGIC = cython.declare(cython.long, 0x794C7630)  # include/uapi/linux/magic.h
 # How deep a file may lie below the last directory that still has a descriptor, when names are the only way back.
 MAX_DEPTH = cython.declare(cython.int, 256)
 
@@ -77,8 +80,9 @@ def device_of(status: cython.pointer(statx_t)) -> uint64_t:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def birth_of(status: cython.pointer(statx_t)) -> int64_t:
-    if not status.stx_mask & 0x800:  # STATX_BTIME
+def birth_of(store: cython.pointer(Store), mount: uint32_t, status: cython.pointer(statx_t)) -> int64_t:
+    """The birth time of a file as far as it is part of its identity, else 0."""
+    if not status.stx_mask & 0x800 or (mount < MAX_MOUNTS and store.mounts[mount].unborn):  # STATX_BTIME
         return 0
     return status.stx_btime.tv_sec * 1000000000 + status.stx_btime.tv_nsec
 
@@ -121,6 +125,7 @@ def mount_of(store: cython.pointer(Store), status: cython.pointer(statx_t), fd: 
     index: uint32_t = known_mount(store, status)
     handle: HandleBuffer
     mount: cython.pointer(Mount)
+    system: statfs_t
     found: cython.int
     if index < MAX_MOUNTS or store.mount_count == MAX_MOUNTS:
         return index
@@ -129,6 +134,9 @@ def mount_of(store: cython.pointer(Store), status: cython.pointer(statx_t), fd: 
     mount.dev = device_of(status)
     mount.way = WAY_NAME
     mount.fd = -1
+    # A file of overlayfs is copied when it is first written, and shows the copy's birth time then; its inode number
+    # stays (Documentation/filesystems/overlayfs.rst).
+    mount.unborn = fstatfs(fd, cython.address(system)) == 0 and system.f_type == OVERLAYFS_SUPER_MAGIC
     if store.use_handles and status.stx_mode & S_IFMT == S_IFDIR:
         mount.fd = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     elif store.use_handles and status.stx_mode & S_IFMT == S_IFREG:
@@ -371,8 +379,8 @@ def same_file(store: cython.pointer(Store), inode: cython.pointer(Inode), fd: cy
         statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, cython.address(status)) == 0
         and status.stx_ino == inode.ino
         and device_of(cython.address(status)) == inode.dev
-        and birth_of(cython.address(status)) == inode.born
         and known_mount(store, cython.address(status)) == inode.mount
+        and birth_of(store, inode.mount, cython.address(status)) == inode.born
     )
 
 

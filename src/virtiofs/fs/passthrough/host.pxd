@@ -66,6 +66,7 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<sys/statfs.h>" nogil:
     struct statfs_t "statfs":
+        long f_type
         long f_bsize
         uint64_t f_blocks
         uint64_t f_bfree

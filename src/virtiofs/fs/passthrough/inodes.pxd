@@ -64,6 +64,7 @@ cdef struct Mount:
     uint64_t dev
     int fd                   # any open file on it, for open_by_handle_at
     uint8_t way
+    uint8_t unborn           # birth times do not identify its files
 
 cdef struct Store:
     pthread_mutex_t lock

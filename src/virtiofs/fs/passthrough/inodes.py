@@ -197,7 +197,7 @@ def find(store: cython.pointer(Store), status: cython.pointer(statx_t), mount: u
 ):
     """The live inode with this identity, or NULL.  Under the lock."""
     dev: uint64_t = device_of(status)
-    born: int64_t = birth_of(status)
+    born: int64_t = birth_of(store, mount, status)
     index: uint32_t = bucket_of(store, dev, status.stx_ino)[0]
     inode: cython.pointer(Inode)
     while index:
@@ -403,7 +403,7 @@ def enroll(
     inode.lookups = 1
     inode.dev = device_of(status)
     inode.ino = status.stx_ino
-    inode.born = birth_of(status)
+    inode.born = birth_of(store, mount, status)
     inode.mount = mount
     inode.type = status.stx_mode & S_IFMT
     inode.keep = inode.mapped = 0
