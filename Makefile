@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test heavy check bench build debug fuzz guests testbed testbed-trixie lint types quick clean
+.PHONY: help demo test heavy check bench bench-guest build debug fuzz guests testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
@@ -14,6 +14,7 @@ help:
 	@echo "make check    the quick loop: lint, types, unit and protocol tests of our own daemon"
 	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
 	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md and .html (ten minutes)"
+	@echo "make bench-guest  compare virtio-fs with 9p, NFS and a disk image in one guest; writes benchmarks/guest.md and .html"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
@@ -43,6 +44,12 @@ bench: build guests
 	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
 	-$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md --html benchmarks/latest.html
 
+# What a guest can have its files by, in one guest: three quarters of an hour without KVM.
+bench-guest: build guests
+	@$(PYTHON) tools/testbed --flavour amd64 --compare
+	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
+	-$(VENV)/bin/virtiofs bench-guest --markdown benchmarks/guest.md --html benchmarks/guest.html
+
 build: $(VENV)/.built
 
 $(VENV)/.installed: pyproject.toml tools/prepare-python
@@ -71,6 +78,7 @@ guests:
 # can prepare.
 testbed:
 	@$(PYTHON) tools/testbed --clients
+	@$(PYTHON) tools/testbed --flavour amd64
 	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu kernel || \
 	    echo "tests of DAX in guests and of the Rust virtiofsd are skipped"; fi
 

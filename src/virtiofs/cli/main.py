@@ -20,6 +20,7 @@ COMMANDS = {
     "workspace": "look at what a guest changed of a directory, keep it, or throw it away",
     "kata-sim": "start a guest the way Kata does, with containers on the share",
     "check": "check that a virtio-fs device is right and robust",
+    "bench-guest": "compare what a guest can have its files by: virtio-fs, 9p, NFS, a disk image",
     "bench": "measure virtio-fs daemons side by side",
 }
 

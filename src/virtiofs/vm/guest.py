@@ -73,6 +73,8 @@ class Guest:
     verbose     copy the guest's kernel log to our standard error
     terminal    give the guest a terminal, for interact()
     dax         use devices that can map files (QEMU 11.1; docs/dax.md); each share's daemon tells the tag then
+    modules     of the kernel to load besides those that shares take; those it has built in are passed over
+    devices     words for QEMU's command line that add devices
     progress    called with a word for what is being waited for, several times a second while the guest boots
     """
 
@@ -93,6 +95,8 @@ class Guest:
         terminal: bool = False,
         progress: Callable[[str], object] | None = None,
         dax: bool = False,
+        modules: Sequence[str] = (),
+        devices: Sequence[str] = (),
     ) -> None:
         """Nothing is started yet.  Raises ValueError for arguments that make no guest."""
         self.shares = [Share(*share) for share in shares]
@@ -108,6 +112,8 @@ class Guest:
         self.accelerator = accelerator
         self.verbose = verbose
         self.dax = dax
+        self.modules = [*modules]
+        self.devices = [*devices]
         self._wants_terminal = terminal
         self._progress = progress
         self._watched: dict[int, Callable[[], str]] = {}
@@ -329,7 +335,7 @@ class Guest:
             self.accelerator = accelerators.choose(kernel, program.path, self._boots_with_kvm)
         self._directory = Path(tempfile.mkdtemp(prefix="virtiofs-guest-"))
         image = self._directory / "ramdisk"
-        image.write_bytes(ramdisk.build(kernel, self.shares, self.rootfs, self.extra_files))
+        image.write_bytes(ramdisk.build(kernel, self.shares, self.rootfs, self.extra_files, self.modules))
         names = ["monitor", *qemu.PORTS] + (["terminal"] if self._wants_terminal else [])
         theirs: dict[str, socket.socket] = {}
         try:
@@ -350,6 +356,7 @@ class Guest:
                 append=self.append,
                 verbose=self.verbose,
                 dax=self.dax,
+                devices=self.devices,
             )
             self._state = "booting"
             self._report(f"booting guest ({self.accelerator.upper()})")

@@ -78,7 +78,7 @@ class Machine(NamedTuple):
     """All that decides a command line.
 
     `qemu`: the words that start it.  `memory` is in bytes, `console` the file for the kernel's log.  `dax`: devices
-    have a window to map files in (docs/dax.md).
+    have a window to map files in (docs/dax.md).  `devices`: more words, as they are.
     """
 
     qemu: Sequence[str]
@@ -94,6 +94,7 @@ class Machine(NamedTuple):
     append: str = ""
     verbose: bool = False
     dax: bool = False
+    devices: Sequence[str] = ()
 
 
 def find_qemu() -> str:
@@ -201,7 +202,7 @@ def command_line(machine: Machine) -> list[str]:
         words += ["-chardev", f"socket,id=share{number},path={_escape(share.socket_path)}"]
         device = _dax_device(number, machine.queues) if machine.dax else None
         words += ["-device", device or _share_device(number, share, machine.queues)]
-    return words
+    return [*words, *machine.devices]
 
 
 def _share_device(number: int, share: Share, queues: int) -> str:

@@ -156,11 +156,16 @@ done
 
 
 def build(
-    kernel: Kernel, shares: Sequence[Share], rootfs: bool = False, extra_files: ExtraFiles | None = None
+    kernel: Kernel,
+    shares: Sequence[Share],
+    rootfs: bool = False,
+    extra_files: ExtraFiles | None = None,
+    modules: Sequence[str] = (),
 ) -> bytes:
     """The RAM disk, uncompressed: the kernel unpacks that fastest.
 
-    With `rootfs` the first share becomes the root file system.  Raises MissingPart without a static busybox,
+    With `rootfs` the first share becomes the root file system; `modules` are loaded besides those it takes.
+    Raises MissingPart without a static busybox,
     GuestError for a module that cannot be read, ValueError for extra files that clash, OSError for unreadable
     ones.
     """
@@ -175,7 +180,7 @@ def build(
         archive.add_node(f"run/{stream}", stat.S_IFIFO, 0o666)
     archive.add_file("init", init_script(shares, rootfs), 0o755)
     archive.add_file("bin/busybox", busybox.read_bytes(), 0o755)
-    _add_modules(archive, kernel)
+    _add_modules(archive, kernel, [*NEEDED_MODULES, *modules])
     for path, source in (extra_files or {}).items():
         _add_extra(archive, path, source)
     # What the caller brought along wins over an applet of the same name.
@@ -223,11 +228,11 @@ def _applets(busybox: Path) -> list[str]:
     return [name for name in result.stdout.split() if name != "busybox"]
 
 
-def _add_modules(archive: Archive, kernel: Kernel) -> None:
+def _add_modules(archive: Archive, kernel: Kernel, names: Sequence[str]) -> None:
     order = b""
     if kernel.modules is not None:
         try:
-            for path in kernel.modules.load_order(NEEDED_MODULES):
+            for path in kernel.modules.load_order(names):
                 name = "/modules/" + path.name.partition(".ko")[0] + ".ko"
                 archive.add_file(name, read_module(path))
                 order += name.encode() + b"\n"

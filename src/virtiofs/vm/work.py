@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest does on each of several file systems in turn, with a clock: one program, run in the guest.
+
+    python3 work.py SETTINGS          SETTINGS: JSON, see `main`
+                                      writes a JSON object a line: {"round", "target", "work", "seconds"} or "failed"
+
+It stands alone: only the standard library, and the programs find, tar, git, rm and fio of the guest's root.
+Every other round goes through the targets in the opposite order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+PAGE = 4096
+WORKS: dict[str, Callable[[Target], None]] = {}
+COLD: set[str] = set()  # works before which the caches are dropped
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Target:
+    """A mounted file system to work on; `tree` was made by the host, `place` is for what is made now."""
+
+    def __init__(self, name: str, mountpoint: str, sizes: dict[str, int], supply: str) -> None:
+        self.name = name
+        self.mountpoint = mountpoint
+        self.tree = os.path.join(mountpoint, "tree")
+        self.place = os.path.join(mountpoint, "place")
+        self.sizes = sizes
+        self.supply = supply  # a directory in memory: archive.tar, repository/
+
+
+def work(name: str, cold: bool = False) -> Callable[[Callable[[Target], None]], Callable[[Target], None]]:
+    """Enter a function into WORKS, in the order of the file: later ones use what earlier ones made."""
+
+    def enter(function: Callable[[Target], None]) -> Callable[[Target], None]:
+        WORKS[name] = function
+        if cold:
+            COLD.add(name)
+        return function
+
+    return enter
+
+
+def run(*words: str) -> None:
+    subprocess.run(
+        words, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+@work("create files of 4 KiB")
+def create(target: Target) -> None:
+    data = b"x" * PAGE
+    for number in range(target.sizes["files"]):
+        if number % 100 == 0:
+            os.makedirs(f"{target.place}/files/{number // 100}")
+        with open(f"{target.place}/files/{number // 100}/{number}", "xb", buffering=0) as file:
+            file.write(data)
+
+
+@work("find and stat, cold", cold=True)
+def find_cold(target: Target) -> None:
+    run("find", target.tree, "-size", "+1000000k")
+
+
+@work("find and stat, warm")
+def find_warm(target: Target) -> None:
+    run("find", target.tree, "-size", "+1000000k")
+
+
+@work("read small files, cold", cold=True)
+def read_cold(target: Target) -> None:
+    run("tar", "cf", "/dev/zero", "-C", target.tree, ".")  # to /dev/null it would read none
+
+
+@work("read small files, warm")
+def read_warm(target: Target) -> None:
+    run("tar", "cf", "/dev/zero", "-C", target.tree, ".")
+
+
+@work("untar")
+def untar(target: Target) -> None:
+    os.mkdir(f"{target.place}/untar")
+    run("tar", "xf", f"{target.supply}/archive.tar", "-C", f"{target.place}/untar")
+
+
+@work("git clone")
+def git_clone(target: Target) -> None:
+    run("git", "clone", "-q", "--no-hardlinks", f"{target.supply}/repository", f"{target.place}/clone")
+
+
+@work("git status, cold", cold=True)
+def git_status_cold(target: Target) -> None:
+    run("git", "-C", f"{target.place}/clone", "status", "--porcelain")
+
+
+@work("git status, warm")
+def git_status_warm(target: Target) -> None:
+    run("git", "-C", f"{target.place}/clone", "status", "--porcelain")
+
+
+@work("smallfile's mix")
+def smallfile(target: Target) -> None:
+    """The operations of smallfile, each on as many files: create, append, chmod, stat, read, rename, delete."""
+    chance = random.Random(1)
+    base = f"{target.place}/mix"
+    os.mkdir(base)
+    names = [f"{base}/{number % 10}/file{number}" for number in range(target.sizes["mix"])]
+    for number in range(10):
+        os.mkdir(f"{base}/{number}")
+    data = b"y" * (64 << 10)
+    for name in names:
+        with open(name, "xb", buffering=0) as file:
+            file.write(data[: chance.randint(1, len(data))])
+    chance.shuffle(names)
+    for name in names:
+        with open(name, "ab", buffering=0) as file:
+            file.write(b"appended")
+    for name in names:
+        os.chmod(name, 0o600)
+    for name in names:
+        os.stat(name)
+    for name in names:
+        with open(name, "rb", buffering=0) as file:
+            file.read()
+    for name in names:
+        os.rename(name, name + ".renamed")
+    for name in names:
+        os.unlink(name + ".renamed")
+
+
+@work("rm -rf")
+def remove(target: Target) -> None:
+    run("rm", "-rf", *(f"{target.place}/{name}" for name in ("files", "untar", "clone", "mix")))
+
+
+@work("write sequentially, buffered, and close")
+def write(target: Target) -> None:
+    data = os.urandom(1 << 20)
+    with open(f"{target.place}/large", "wb", buffering=0) as file:
+        for _ in range(target.sizes["mebibytes"]):
+            file.write(data)
+
+
+@work("fsync of that")
+def synchronise(target: Target) -> None:
+    fd = os.open(f"{target.place}/large", os.O_RDWR)
+    os.fsync(fd)
+    os.close(fd)
+
+
+@work("read sequentially, cold", cold=True)
+def read_sequentially(target: Target) -> None:
+    with open(f"{target.place}/large", "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+
+
+@work("read sequentially, warm")
+def read_again(target: Target) -> None:
+    read_sequentially(target)
+
+
+def fio(target: Target, *words: str) -> None:
+    count = target.sizes["random"] * PAGE
+    run(
+        *(
+            "fio",
+            "--name=work",
+            f"--filename={target.place}/large",
+            f"--size={target.sizes['mebibytes']}M",
+            "--bs=4k",
+        ),
+        *(f"--io_size={count}", "--randseed=7", "--minimal", *words),
+    )
+
+
+@work("read 4 KiB at random, cold", cold=True)
+def random_reads(target: Target) -> None:
+    fio(target, "--rw=randread", "--ioengine=psync", "--invalidate=0")
+
+
+@work("write 4 KiB at random, buffered")
+def random_writes(target: Target) -> None:
+    fio(target, "--rw=randwrite", "--ioengine=psync", "--invalidate=0", "--end_fsync=0", "--fallocate=none")
+
+
+@work("read a mapping at random, cold", cold=True)
+def mapped_reads(target: Target) -> None:
+    chance = random.Random(2)
+    fd = os.open(f"{target.place}/large", os.O_RDONLY)
+    with mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ) as pages:
+        for _ in range(target.sizes["random"] // 4):
+            pages[chance.randrange(len(pages))]
+    os.close(fd)
+
+
+def mount(settings: dict[str, str]) -> None:
+    """mount(2), as a guest's root may have no mount program for every file system.  Raises `OSError`."""
+    os.makedirs(settings["mountpoint"], exist_ok=True)
+    words = [settings[name].encode() for name in ("source", "mountpoint", "type")]
+    if _libc.mount(*words, ctypes.c_ulong(0), settings["options"].encode()):
+        raise OSError(ctypes.get_errno(), f"{settings['name']}: {os.strerror(ctypes.get_errno())}")
+
+
+def unmount(mountpoint: str) -> None:
+    if _libc.umount2(mountpoint.encode(), 0):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def drop_caches() -> None:
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3\n")
+
+
+def say(**what: object) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def measure(settings: dict[str, str], number: int, plan: dict[str, object], supply: str) -> None:
+    """All works on one target, mounted for it alone: what one leaves in memory does not burden the next."""
+    sizes: dict[str, int] = plan["sizes"]  # type: ignore[assignment]
+    target = Target(settings["name"], settings["mountpoint"], sizes, supply)
+    mount(settings)
+    try:
+        shutil.rmtree(target.place, ignore_errors=True)
+        os.mkdir(target.place)
+        failed = False
+        for name, do in WORKS.items():
+            if name not in plan["works"]:  # type: ignore[operator]
+                continue
+            if name in COLD:
+                drop_caches()
+            begin = time.perf_counter()
+            try:
+                do(target)
+            except (OSError, subprocess.CalledProcessError) as error:
+                words = getattr(error, "stderr", None) or str(error).encode()
+                say(round=number, target=target.name, work=name, failed=words.decode(errors="replace")[-300:])
+                failed = True
+                continue
+            say(round=number, target=target.name, work=name, seconds=time.perf_counter() - begin)
+        if not failed:
+            shutil.rmtree(target.place)
+        os.sync()
+    finally:
+        unmount(settings["mountpoint"])
+
+
+def main() -> int:
+    """SETTINGS: {"targets": [{name, type, source, options, mountpoint}], "works": [name], "rounds": N, "sizes":
+    {"files", "mix", "mebibytes", "random"}, "supply": directory}."""
+    with open(sys.argv[1]) as file:
+        plan = json.load(file)
+    os.makedirs("/tmp", exist_ok=True)
+    os.environ |= {"HOME": "/tmp", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "1"}
+    for number in range(plan["rounds"]):
+        targets = plan["targets"] if number % 2 == 0 else plan["targets"][::-1]
+        for settings in targets:
+            try:
+                measure(settings, number, plan, plan["supply"])
+            except OSError as error:
+                say(round=number, target=settings["name"], work="", failed=str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
