@@ -141,7 +141,7 @@ class Walls:
         Of its descriptors only 0 to 2 and `keep` are left.  The process that returns may be a child of the
         one that called; the latter never returns, but ends as the former does.  Raises `OSError`.
         """
-        self._close_all_but(parent, *keep)
+        close_all_but(parent, *keep)
         if self._descriptors is not None:
             process.set_descriptor_limit(self._descriptors)
         process.settle_allocator()
@@ -157,18 +157,6 @@ class Walls:
         process.forbid_core()
         return place
 
-    def _close_all_but(self, *fds: int) -> None:
-        """Close every descriptor that is not given; standard input and output lead nowhere."""
-        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(nowhere, 0)
-        os.dup2(nowhere, 1)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) not in fds:
-                try:
-                    os.close(int(name))
-                except OSError:
-                    pass  # the one that listed them
-
     def _fork(self, parent: int) -> int:
         """Go on as the first process of a new process id namespace: a pidfd of the process that stays outside."""
         if self._maps is not None:
@@ -180,7 +168,7 @@ class Walls:
         outside = os.pidfd_open(os.getpid())
         child = os.fork()
         if child:
-            self._close_all_but()
+            close_all_but()
             process.no_new_privileges()
             capabilities.keep(0)
             process.forbid_core()
@@ -236,6 +224,19 @@ class Walls:
         )
         if self._filter is not None:
             process.load_filter(self._filter)
+
+
+def close_all_but(*fds: int) -> None:
+    """Close every descriptor that is not given; standard input and output lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in fds:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # the one that listed them
 
 
 def enter_directory(path: str) -> None:
