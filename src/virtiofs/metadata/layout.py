@@ -49,11 +49,11 @@ LOCK_MEMBERS = 1024  # and on: one byte for each member
 
 
 class Field(NamedTuple):
-    """One field of a structure: `count` numbers of `size` bytes."""
+    """One field of a structure: `times` numbers of `size` bytes."""
 
     name: str
     size: int
-    count: int
+    times: int
     what: str
 
 
@@ -65,7 +65,7 @@ class Structure(NamedTuple):
 
     @property
     def size(self) -> int:
-        return sum(field.size * field.count for field in self.fields)
+        return sum(field.size * field.times for field in self.fields)
 
     def offset(self, name: str) -> int:
         """Where field `name` begins.  Raises `KeyError`."""
@@ -73,7 +73,7 @@ class Structure(NamedTuple):
         for field in self.fields:
             if field.name == name:
                 return offset
-            offset += field.size * field.count
+            offset += field.size * field.times
         raise KeyError(name)
 
 
@@ -170,7 +170,7 @@ def declarations() -> str:
     for structure in STRUCTURES:
         lines.append(f"cdef struct {structure.name}:")
         for field in structure.fields:
-            array = f"[{field.count}]" if field.count > 1 else ""
+            array = f"[{field.times}]" if field.times > 1 else ""
             lines.append(f"    {types[field.size]} {field.name}{array}")
         lines.append("")
     lines.append("cdef enum:")
