@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ) -> None: ...
         def bump_everything(self) -> None: ...
         def worker_pids(self) -> set[int]: ...
+        def set_watching(self, complete: bool) -> None: ...
 
     class Watcher(Protocol):
         """Hears of changes.  `complete`: of all that happens in the tree; `unfinished`: there is more to set up."""
@@ -182,8 +183,12 @@ def watch(
     sources = select.poll()
     sources.register(watcher.fd, select.POLLIN)
     sources.register(mounts.fd, select.POLLPRI)
+    told = None
     while True:
-        gauges["state"] = STATES.index("complete" if watcher.complete else "incomplete")
+        if told != watcher.complete:
+            told = watcher.complete
+            sink.set_watching(told)
+            gauges["state"] = STATES.index("complete" if told else "incomplete")
         happened = dict(sources.poll(0 if watcher.unfinished else None))
         if watcher.fd in happened:
             watcher.read()
