@@ -18,7 +18,6 @@ from virtiofs.daemon.log import Log
 from virtiofs.daemon.watcher import WatcherProcess
 from virtiofs.metadata import layout, registry
 from virtiofs.metadata.table import Table
-from virtiofs.metadata.watch import KINDS
 
 DEADLINE = 20.0
 WATCHERS = ("fanotify", "inotify")

@@ -38,9 +38,12 @@ if TYPE_CHECKING:
         """Hears of changes.  `complete`: of all that happens in the tree; `unfinished`: there is more to set up."""
 
         kind: str
-        complete: bool
-        unfinished: bool
         fd: int
+
+        @property
+        def complete(self) -> bool: ...
+        @property
+        def unfinished(self) -> bool: ...
 
         def read(self) -> None:
             """Deal with what has happened so far.  Raises `Remount` if it has to begin anew."""
@@ -56,8 +59,6 @@ Identity = tuple[int, int]
 NOBODY = (0, 0)
 STATES = ("off", "waiting", "starting", "incomplete", "complete", "failed")
 KINDS = ("none", "fanotify", "inotify")
-# A process that ended because the mounts changed is to be started again.
-REMOUNTED = 75
 
 
 class Remount(Exception):
@@ -81,9 +82,9 @@ class Gauges:
     def add(self, name: str, value: int = 1) -> None:
         self[name] += value
 
-    def report(self) -> dict[str, str | int | bool]:
+    def report(self) -> dict[str, object]:
         """All of them, as JSON can say it."""
-        numbers: dict[str, str | int | bool] = {name: self[name] for name in self.NAMES[2:]}
+        numbers: dict[str, object] = {name: self[name] for name in self.NAMES[2:]}
         state = STATES[self["state"]]
         return {"kind": KINDS[self["kind"]], "state": state, "complete": state == "complete"} | numbers
 
@@ -161,7 +162,7 @@ def watch(
     sink: Sink,
     gauges: Gauges,
     warn: Callable[[str], None],
-    settle: Callable[[], None] = lambda: None,
+    settle: Callable[[], object] = lambda: None,
     kind: str = "",
 ) -> None:
     """Have what happens below `directory` enter `sink`, for ever.

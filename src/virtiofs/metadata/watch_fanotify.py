@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from virtiofs.metadata import watch_calls
 from virtiofs.metadata.watch import NOBODY, Batch, Identity, Remount
-from virtiofs.metadata.watch_mounts import Mount, Mounts
+from virtiofs.metadata.watch_mounts import Mount, Mounts, mount_id
 
 # include/uapi/linux/fanotify.h
 FAN_CLOEXEC, FAN_NONBLOCK = 0x1, 0x2
@@ -34,12 +34,7 @@ FAN_Q_OVERFLOW, FAN_ONDIR = 0x4000, 0x40000000
 FID, DFID_NAME, DFID, OLD_DFID_NAME, NEW_DFID_NAME = 1, 2, 3, 10, 12
 
 GROUP = (
-    FAN_CLOEXEC
-    | FAN_NONBLOCK
-    | FAN_REPORT_FID
-    | FAN_REPORT_DIR_FID
-    | FAN_REPORT_NAME
-    | FAN_REPORT_TARGET_FID
+    FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DIR_FID | FAN_REPORT_NAME | FAN_REPORT_TARGET_FID
 )
 # A store through a mapping is seen by nobody; the file's last close at least comes after it, so that is heard, too.
 CHANGED = FAN_MODIFY | FAN_CLOSE_WRITE
@@ -63,10 +58,15 @@ class FanotifyWatcher:
     unfinished = False
 
     def __init__(self, root: int, mounts: Mounts, batch: Batch, warn: Callable[[str], None]):
+        self._root = root
         self._batch = batch
         self._warn = warn
         self._roots: set[Identity] = set()
-        self._places: dict[bytes, list[int]] = {}  # by file system: where handles can be opened
+        self._mounts = mounts
+        # By file system: places in it, which it takes to open handles, and the number of the mount that is there.  None
+        # is held for longer than events are read, as nobody could unmount it meanwhile.
+        self._places: dict[bytes, list[tuple[bytes, int]]] = {}
+        self._open: dict[tuple[bytes, int], int] = {}
         self._known: dict[Handle, Identity] = {}
         self._foreign: set[Handle] = set()  # files outside, with one name
         self._directories: dict[Handle, tuple[Identity, bool]] = {}
@@ -80,12 +80,16 @@ class FanotifyWatcher:
             for mount in mounts.below:
                 self._add_below(mount)
         except BaseException:
-            self.close()
+            os.close(self.fd)
             raise
+        finally:
+            self._leave()
 
-    def close(self) -> None:
-        for fd in (self.fd, *(place for places in self._places.values() for place in places)):
+    def _leave(self) -> None:
+        """Hold no place any more."""
+        for fd in self._open.values():
             os.close(fd)
+        self._open.clear()
 
     def go_on(self) -> None:
         """There is nothing to set up later."""
@@ -103,20 +107,31 @@ class FanotifyWatcher:
         found = os.stat(path)
         self._roots.add((found.st_dev, found.st_ino))
         if stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode):
-            place = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            place = (path if mount is None or fd == self._root else mount.path, mount_id(fd))
+            here = self._enter(place)
             self._places.setdefault(system, []).append(place)
-            os.close(watch_calls.open_handle(place, watch_calls.handle_of(place)))
+            os.close(watch_calls.open_handle(here, watch_calls.handle_of(here)))
         self._batch.gauges.add("watches")
         if mount is not None and mount.remote:
             self._warn(f"{os.fsdecode(mount.path)}: what other machines do there is not seen")
+
+    def _enter(self, place: tuple[bytes, int]) -> int:
+        """A descriptor of a place.  Raises `OSError`, and `Remount` if its path leads to another one by now."""
+        if place not in self._open:
+            path, number = place
+            fd = self._open[place] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            if mount_id(fd) != number:
+                raise Remount
+        return self._open[place]
 
     def _add_below(self, mount: Mount) -> None:
         try:
             fd = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
-            return  # it is gone, and the mounts changed again; or hidden under another
+            return  # it is gone, and the mounts changed again
         try:
-            self._add(fd, mount)
+            if mount_id(fd) == mount.number:  # else hidden under another
+                self._add(fd, mount)
         except OSError as error:
             self.complete = False
             self._batch.gauges.add("unwatched")
@@ -153,6 +168,7 @@ class FanotifyWatcher:
                     info += size
                 self._deal(mask, records)
             at += length
+        self._leave()
         self._batch.gauges.add("events", count)
 
     def _find_workers(self) -> None:
@@ -236,6 +252,8 @@ class FanotifyWatcher:
     ) -> None:
         is_directory = mask & FAN_ONDIR
         moved = is_directory and old[0] != new[0]
+        if is_directory and self._mounts.below and self._mounts.changed():
+            raise Remount  # it moved with what is mounted in it
         was_inside = self._directory(old[0])[1]  # before what is known of places is forgotten
         if moved:
             self._forget_places()
@@ -271,17 +289,24 @@ class FanotifyWatcher:
 
     def _stat(self, handle: Handle) -> os.stat_result | None:
         for place in self._places.get(handle[0], ()):
-            try:
-                fd = watch_calls.open_handle(place, handle[1])
-            except OSError as error:
-                if error.errno in (errno.ESTALE, errno.ENOENT):
-                    return None
-                raise
+            fd = self._open_handle(place, handle)
+            if fd < 0:
+                continue
             try:
                 return os.fstat(fd)
             finally:
                 os.close(fd)
         return None
+
+    def _open_handle(self, place: tuple[bytes, int], handle: Handle) -> int:
+        """A descriptor; -1 for what is gone."""
+        try:
+            return watch_calls.open_handle(self._enter(place), handle[1])
+        except OSError as error:
+            # Not that many descriptors, or no memory: nothing can be told of any event then.
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM):
+                raise
+            return -1  # the file is gone, or the place, which is known soon by a change of the mounts
 
     def _directory(self, handle: Handle) -> tuple[Identity, bool]:
         """A directory's identity and whether it lies in the tree; `NOBODY` and True for one that is gone."""
@@ -291,12 +316,9 @@ class FanotifyWatcher:
         places = self._places.get(handle[0], ())
         identity, inside = NOBODY, False
         for place in places:
-            try:
-                fd = watch_calls.open_handle(place, handle[1])
-            except OSError as error:
-                if error.errno in (errno.ESTALE, errno.ENOENT):
-                    return NOBODY, True
-                raise
+            fd = self._open_handle(place, handle)
+            if fd < 0:
+                return NOBODY, True
             try:
                 found = os.fstat(fd)
                 identity = (found.st_dev, found.st_ino)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -136,7 +135,9 @@ class InotifyWatcher:
             return  # gone meanwhile
         try:
             with os.scandir(self._absolute(directory.path())) as entries:
-                found = [(entry.name, entry.inode(), entry.is_dir(follow_symlinks=False)) for entry in entries]
+                found = [
+                    (entry.name, entry.inode(), entry.is_dir(follow_symlinks=False)) for entry in entries
+                ]
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 self._unwatched += 1

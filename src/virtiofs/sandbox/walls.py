@@ -54,6 +54,7 @@ class Walls:
     `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
     `users`, `groups`: the ids of a user namespace, which is made in any case if there are some.  `dax`: the worker has
     a window.  `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
+    `watcher`: processes that watch the host are forked later on, and need the file handles that workers may not have.
     `features`: what else of the seccomp table the workers need, "python" or "network" (which leaves them that).
     `warn` is given what a user should know.  Raises `ValueError` for what makes no sense, `OSError` for what
     can not be done here.
@@ -73,6 +74,7 @@ class Walls:
         users: Sequence[IdRange] = (),
         groups: Sequence[IdRange] = (),
         features: Sequence[str] = (),
+        watcher: bool = False,
     ):
         permitted = capabilities.permitted()
         self._directory = None if directory is None else os.path.realpath(directory)
@@ -81,6 +83,7 @@ class Walls:
         self._descriptors = descriptors
         self._warn = warn
         self._features = tuple(features)
+        self._watching = HANDLES if watcher else 0
         self._capabilities = 0 if directory is None else SHARE | (HANDLES if file_handles else 0)
         if changes:
             self._capabilities = capabilities.change(self._capabilities, changes)
@@ -133,7 +136,7 @@ class Walls:
         """Give up what no worker needs; for the supervisor, once, when its socket listens."""
         if self._maps is None or not self._maps.programs:  # these are set-user-ID
             process.no_new_privileges()
-        capabilities.keep(self._capabilities | BUILDING)
+        capabilities.keep(self._capabilities | BUILDING | self._watching)
 
     def enter(self, parent: int, *keep: int) -> Place:
         """Put up the walls around this process, which was just forked by the process of pidfd `parent`.
