@@ -47,6 +47,8 @@ HANDLE_HEAD = 8
 READ_SIZE = 1 << 18
 # Handles whose files are remembered; all are forgotten when there are more.
 MOST_KNOWN = 1 << 16
+# How often a handle is opened if there is no memory for it.
+TRIES = 1000
 
 Handle = tuple[bytes, bytes]  # file system, struct file_handle
 
@@ -69,6 +71,7 @@ class FanotifyWatcher:
         self._open: dict[tuple[bytes, int], int] = {}
         self._known: dict[Handle, Identity] = {}
         self._foreign: set[Handle] = set()  # files outside, with one name
+        self._gone: set[Handle] = set()  # a handle is never used again
         self._directories: dict[Handle, tuple[Identity, bool]] = {}
         self._inside: dict[Identity, bool] = {}
         self._workers: set[int] = set()
@@ -279,8 +282,13 @@ class FanotifyWatcher:
         """The file's identity; `NOBODY` if it is gone and was never met."""
         inode = self._known.get(handle)
         if inode is None:
+            if handle in self._gone:
+                return NOBODY
             found = self._stat(handle)
             if found is None:
+                if len(self._gone) >= MOST_KNOWN:
+                    self._gone.clear()
+                self._gone.add(handle)
                 return NOBODY
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
@@ -300,13 +308,18 @@ class FanotifyWatcher:
 
     def _open_handle(self, place: tuple[bytes, int], handle: Handle) -> int:
         """A descriptor; -1 for what is gone."""
-        try:
-            return watch_calls.open_handle(self._enter(place), handle[1])
-        except OSError as error:
-            # Not that many descriptors, or no memory: nothing can be told of any event then.
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM):
-                raise
-            return -1  # the file is gone, or the place, which is known soon by a change of the mounts
+        for _ in range(TRIES):
+            try:
+                return watch_calls.open_handle(self._enter(place), handle[1])
+            except OSError as error:
+                if error.errno == errno.ENOMEM:
+                    # ext4 says so, too, while a new file gets the inode number of one that is gone (iget_locked).
+                    os.sched_yield()
+                    continue
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.EPERM):
+                    raise  # nothing can be told of any event then
+                return -1  # the file is gone, or the place, which is known soon by a change of the mounts
+        raise OSError(errno.ENOMEM, "no memory to open file handles")
 
     def _directory(self, handle: Handle) -> tuple[Identity, bool]:
         """A directory's identity and whether it lies in the tree; `NOBODY` and True for one that is gone."""
