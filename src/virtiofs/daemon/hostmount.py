@@ -23,6 +23,10 @@ from virtiofs.fuse.mountpoint import MountError, Mountpoint
 from virtiofs.fuse.session import Session
 from virtiofs.sandbox.walls import Place, Walls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.daemon.seats import Seats
+
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
 
@@ -75,7 +79,8 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 class HostMount:
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
-    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `seats`: in the
+    tree's metadata table.
     """
 
     def __init__(
@@ -86,8 +91,10 @@ class HostMount:
         threads: int,
         log: Log,
         keep: Sequence[int] = (),
+        seats: Seats | None = None,
     ):
         self._keep = keep
+        self._seats = seats
         self._mountpoint = mountpoint
         self._make = make
         self._walls = walls
@@ -117,6 +124,8 @@ class HostMount:
             self._log.error(str(error))
             return 1
         finally:
+            if self._seats is not None:
+                self._seats.close()
             signal.set_wakeup_fd(previous)
             wake.close()
             signals.close()
@@ -130,7 +139,7 @@ class HostMount:
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
         try:
             return worker.start(
-                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
+                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep], self._seats
             )
         finally:
             for fd in fds[1:]:

@@ -25,6 +25,15 @@ FAMILIES = (
     ("virtiofs_queue_broken", "gauge", "Whether a queue is stopped because its ring breaks the rules."),
     ("virtiofs_quota_bytes", "gauge", "What the guest may add to the disk, where there is a quota."),
     ("virtiofs_quota_used_bytes", "gauge", "What it has added, less what it removed."),
+    (
+        "virtiofs_metadata_members",
+        "gauge",
+        "Processes that have the metadata table mapped, where there is one.",
+    ),
+    ("virtiofs_metadata_followers", "gauge", "Of those, the ones that follow its journal."),
+    ("virtiofs_metadata_watched", "gauge", "Whether the host's changes enter it."),
+    ("virtiofs_metadata_changes_total", "counter", "Records of its journal."),
+    ("virtiofs_metadata_everything_total", "counter", "How often all that was known had to be dropped."),
     ("virtiofs_inodes", "gauge", "Files the guest knows."),
     ("virtiofs_handles", "gauge", "Files the guest has open."),
     ("virtiofs_descriptors", "gauge", "Descriptors kept for inodes."),
@@ -45,6 +54,13 @@ FROM_STATISTICS = {
     "evictions": "virtiofs_evictions_total",
     "dax_mappings": "virtiofs_dax_mappings",
     "dax_evictions": "virtiofs_dax_evictions_total",
+}
+FROM_METADATA = {
+    "members": "virtiofs_metadata_members",
+    "followers": "virtiofs_metadata_followers",
+    "watched": "virtiofs_metadata_watched",
+    "changes": "virtiofs_metadata_changes_total",
+    "everything": "virtiofs_metadata_everything_total",
 }
 FROM_POOL = {
     "threads": "virtiofs_pool_threads",
@@ -79,6 +95,9 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
     if status["quota"]:
         put("virtiofs_quota_bytes", status["quota"]["bytes"])
         put("virtiofs_quota_used_bytes", status["quota"]["used"])
+    for key, name in FROM_METADATA.items():
+        if status["metadata"]:
+            put(name, int(status["metadata"][key]))
     for index, queue in sorted(status["queues"].items()):
         put("virtiofs_queue_broken", int(bool(queue["broken"])), f',queue="{index}"')
     for key, value in status["filesystem"].items():
