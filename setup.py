@@ -55,6 +55,8 @@ COMPILED = [
     "virtiofs.fs.passthrough.ioctls",
     "virtiofs.fs.passthrough.growth",
     "virtiofs.fs.passthrough.quota",
+    "virtiofs.fs.passthrough.changes",
+    "virtiofs.fs.passthrough.validity",
     "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.share",
     *(

@@ -23,6 +23,10 @@ from virtiofs.fuse.mountpoint import MountError, Mountpoint
 from virtiofs.fuse.session import Session
 from virtiofs.sandbox.walls import Place, Walls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.daemon.seats import Seats
+
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
 
@@ -75,8 +79,8 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 class HostMount:
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
-    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `watched`:
-    the directory that has a metadata table, "" for none.
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `seats`: in the
+    tree's metadata table, which has a watcher then.
     """
 
     def __init__(
@@ -87,10 +91,10 @@ class HostMount:
         threads: int,
         log: Log,
         keep: Sequence[int] = (),
-        watched: str = "",
+        seats: Seats | None = None,
     ):
-        self._watched = watched
         self._keep = keep
+        self._seats = seats
         self._mountpoint = mountpoint
         self._make = make
         self._walls = walls
@@ -120,6 +124,8 @@ class HostMount:
             self._log.error(str(error))
             return 1
         finally:
+            if self._seats is not None:
+                self._seats.close()
             signal.set_wakeup_fd(previous)
             wake.close()
             signals.close()
@@ -129,12 +135,12 @@ class HostMount:
 
     def _wait(self, worker: socket.socket, wake: socket.socket) -> None:
         """Wait for a signal or the worker's end."""
-        if not self._watched:
+        if self._seats is None:
             select.select([worker, wake], [], [])
             return
         from virtiofs.daemon.watcher import WatcherProcess
 
-        watcher = WatcherProcess(self._watched, self._log)
+        watcher = WatcherProcess(self._seats.directory, self._log)
         watcher.start()
         try:
             while True:
@@ -152,7 +158,7 @@ class HostMount:
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
         try:
             return worker.start(
-                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
+                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep], self._seats
             )
         finally:
             for fd in fds[1:]:

@@ -74,8 +74,6 @@ class FanotifyWatcher:
         self._gone: set[Handle] = set()  # a handle is never used again
         self._directories: dict[Handle, tuple[Identity, bool]] = {}
         self._inside: dict[Identity, bool] = {}
-        self._workers: set[int] = set()
-        self._ours: set[int] = set()
         self.complete = True
         self.fd = watch_calls.new_fanotify(GROUP)
         try:
@@ -150,14 +148,14 @@ class FanotifyWatcher:
             data = os.read(self.fd, READ_SIZE)
         except BlockingIOError:
             return
-        self._find_workers()
+        ours = self._batch.sink.worker_pids()  # whose changes enter the table by themselves
         at = count = 0
         while at < len(data):
             length, _, _, head, mask, _, pid = METADATA.unpack_from(data, at)
             count += 1
             if mask & FAN_Q_OVERFLOW:
                 self._overflow()
-            elif pid not in self._ours:
+            elif pid not in ours:
                 records = {}
                 info = at + head
                 while info < at + length:
@@ -173,13 +171,6 @@ class FanotifyWatcher:
             at += length
         self._leave()
         self._batch.gauges.add("events", count)
-
-    def _find_workers(self) -> None:
-        """Whose changes enter the table by themselves: the workers, some of which have their work done by a child."""
-        workers = self._batch.sink.worker_pids()
-        if workers != self._workers:
-            self._workers = workers
-            self._ours = {pid for worker in workers for pid in (worker, *children(worker))}
 
     def _overflow(self) -> None:
         self._batch.gauges.add("overflows")
@@ -218,7 +209,7 @@ class FanotifyWatcher:
         if mask & FAN_DELETE:
             child = self._identify(target)
             if named:
-                self._batch.gone(directory, name, child)
+                self._batch.gone(directory, name, child if self._has_no_name(target) else NOBODY)
             if mask & FAN_ONDIR and child != NOBODY:  # of other files the kernel says so itself
                 self._batch.attributes(child)
 
@@ -270,7 +261,7 @@ class FanotifyWatcher:
             self._foreign.discard(target)
         child = NOBODY if target is None else self._identify(target)
         if was_inside and source != NOBODY:
-            self._batch.gone(source, old[1], child)
+            self._batch.gone(source, old[1])
         if inside and goal != NOBODY:
             self._batch.entry(goal, new[1], child)
         if child != NOBODY:
@@ -294,6 +285,13 @@ class FanotifyWatcher:
                 self._known.clear()
             inode = self._known[handle] = (found.st_dev, found.st_ino)
         return inode
+
+    def _has_no_name(self, handle: Handle) -> bool:
+        """Whether a file is gone, or is there only for who has it open."""
+        if handle in self._gone:
+            return True
+        found = self._stat(handle)
+        return found is None or found.st_nlink == 0
 
     def _stat(self, handle: Handle) -> os.stat_result | None:
         for place in self._places.get(handle[0], ()):
@@ -379,12 +377,3 @@ class FanotifyWatcher:
         for step in path:
             self._inside[step] = inside
         return inside
-
-
-def children(pid: int) -> list[int]:
-    """The child processes of a process."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(word) for word in file.read().split()]
-    except OSError:
-        return []
