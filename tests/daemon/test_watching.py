@@ -22,7 +22,8 @@ import devices
 from virtiofs.cli.ctl import ask
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
-from virtiofs.metadata import registry
+from virtiofs.metadata import registry, watch_calls
+from virtiofs.metadata.watch_inotify import EVENT, IN_ATTRIB, IN_CLOSE_WRITE, IN_MODIFY
 
 DEADLINE = 20.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -323,6 +324,27 @@ def test_the_command_says_what_is_wrong(daemon: Daemon, words: list[str], compla
     command = [sys.executable, "-m", "virtiofs", "events", str(daemon.place / words[0]), *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1 and complaint in done.stderr
+
+
+def test_a_replay_wakes_file_watchers_and_changes_nothing(tree: Path) -> None:
+    os.utime(tree / "d" / "f", ns=(1, 2))
+    events = [{"kind": "data", "path": "d/f"}, {"kind": "gone", "path": "d/gone"}, {"kind": "everything"}]
+    script = Path(__file__).parents[2] / "examples" / "replay_events.py"
+    watches = watch_calls.new_inotify(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        watch_calls.add_watch(watches, os.fsencode(tree / "d"), IN_ATTRIB | IN_CLOSE_WRITE | IN_MODIFY)
+        lines = "".join(json.dumps(event) + "\n" for event in events)
+        subprocess.run([sys.executable, script, tree], input=lines, text=True, timeout=20, check=True)
+        masks, data = [], os.read(watches, 4096)
+    finally:
+        os.close(watches)
+    while data:
+        _, mask, _, size = EVENT.unpack_from(data)
+        masks.append((mask & 0xFFF, data[EVENT.size : EVENT.size + size].rstrip(b"\0")))
+        data = data[EVENT.size + size :]
+    assert masks == [(IN_ATTRIB, b"f"), (IN_CLOSE_WRITE, b"f"), (IN_ATTRIB, b"")]
+    found = (tree / "d" / "f").stat()
+    assert (found.st_mtime_ns, found.st_size) == (2, len("before"))
 
 
 def test_the_guest_is_not_disturbed(daemon: Daemon, tree: Path) -> None:
