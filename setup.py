@@ -30,6 +30,9 @@ COMPILED = [
     "virtiofs.client.hiprio",
     "virtiofs.client.carried",
     "virtiofs.client.relay",
+    "virtiofs.metadata.journal",
+    "virtiofs.metadata.table",
+    "virtiofs.metadata.follower",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",
@@ -53,12 +56,15 @@ COMPILED = [
     "virtiofs.fs.passthrough.ioctls",
     "virtiofs.fs.passthrough.growth",
     "virtiofs.fs.passthrough.quota",
+    "virtiofs.fs.passthrough.changes",
+    "virtiofs.fs.passthrough.validity",
     "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"
         for name in ("replies", "packing", "calls", "names", "attributes", "files", "directories", "bridge")
     ),
+    "virtiofs.metadata.watch_calls",
     "virtiofs.sandbox.capabilities",
     "virtiofs.sandbox.landlock",
     "virtiofs.sandbox.namespaces",
@@ -85,6 +91,9 @@ def write_if_changed(path: Path, text: str) -> None:
 # The C declarations of the FUSE structures come from the same table that the client and the dispatcher use.
 declarations = runpy.run_path(str(SOURCE / "virtiofs/fuse/abi.py"))["declarations"]
 write_if_changed(SOURCE / "virtiofs/fuse/layout.pxd", declarations())
+
+declarations = runpy.run_path(str(SOURCE / "virtiofs/metadata/layout.py"))["declarations"]
+write_if_changed(SOURCE / "virtiofs/metadata/layout.pxd", declarations())
 
 # The usual seccomp programs come from their table; without libseccomp here, they are made each time a daemon starts.
 try:

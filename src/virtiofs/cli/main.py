@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "share directories with VMs over vhost-user",
     "mount": "mount a directory on this host as a guest would, without a VM",
     "ctl": "ask a running daemon, or change what it shares",
+    "events": "tell what changes in a share, as it happens",
     "run": "run a command in a throw-away guest that has directories shared",
     "workspace": "look at what a guest changed of a directory, keep it, or throw it away",
     "kata-sim": "start a guest the way Kata does, with containers on the share",

@@ -120,6 +120,7 @@ def main(options: argparse.Namespace) -> int:
 
     serve_it = mount
     pythonshare.check_options(options)
+    serve.check_cache(options)
     if options.socket is not None:
         refuse_share_options(options)
         serve_it = mountdevice.mount
@@ -176,7 +177,9 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         tell(serve.describe(error))
         return 1
     try:
-        return HostMount(mountpoint, share.make, share.walls, threads, log, share.keep).run(ready)
+        return HostMount(
+            mountpoint, share.make, share.walls, threads, log, share.keep, getattr(share, "seats", None)
+        ).run(ready)
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
         return 1
@@ -189,7 +192,15 @@ def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
     check_apart(path, options.directory, options.mountpoint)
     walls = serve.make_walls(options, log)
     return (
-        serve.make_share(serve.DEFAULT_TAG, path, options.readonly, settings, walls, options.directory),
+        serve.make_share(
+            serve.DEFAULT_TAG,
+            path,
+            options.readonly,
+            settings,
+            walls,
+            options.directory,
+            metadata_table=options.metadata_table,
+        ),
         path,
     )
 

@@ -50,6 +50,8 @@ MAX_POOL_THREADS = 64
 MAX_LOCK_WAIT = 30 * 86400
 MIN_WINDOW, MAX_WINDOW = 2 << 20, 512 << 20
 DAX_FROM = {"never": 0, "inode": 32 << 10, "always": 1}  # the least size of a file
+MAX_LONGEST = 86400
+DEFAULT_LONGEST = 60.0  # seconds that --cache adaptive lets a guest trust what it knows
 DEFAULT_TAG = "virtiofs"
 # With many shares the others wait while one front end sends a message, so it has less time for it.
 PATIENCE_SECONDS = 2.0
@@ -135,10 +137,22 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
         metavar="MODE",
-        choices=["never", "metadata", "auto", "always"],
+        choices=["never", "metadata", "auto", "always", "adaptive"],
         default="auto",
         help="what the guest may keep: never anything; metadata, for a day; auto, all for a second; always, all for a"
-        " day (%(default)s)",
+        " day; adaptive, all for a tenth of the time since it last changed (%(default)s)",
+    )
+    parser.add_argument(
+        "--adaptive-max",
+        metavar="S",
+        type=float,
+        help=f"with --cache adaptive: never longer than so many seconds ({DEFAULT_LONGEST:.0f})",
+    )
+    parser.add_argument(
+        "--metadata-table",
+        action="store_true",
+        help="share what changes with the other daemons of this directory on this host (docs/metadata-table.md, which"
+        " has a note on US patent 11,237,963)",
     )
     parser.add_argument(
         "--writeback",
@@ -268,6 +282,7 @@ def main(options: argparse.Namespace) -> int:
     from virtiofs.vhostuser.transport import TransportError
 
     check_forms(options)
+    check_cache(options)
     log = Log(options.log_level)
     ports: list[Port] = []
     try:
@@ -314,6 +329,17 @@ def main(options: argparse.Namespace) -> int:
         return 1
 
 
+def check_cache(options: argparse.Namespace) -> None:
+    """End with a usage error where --cache adaptive and its companions do not fit together."""
+    error = options.parser.error
+    if options.cache == "adaptive" and not options.metadata_table:
+        error("--cache adaptive needs --metadata-table, which says what changed when")
+    if options.adaptive_max is not None and options.cache != "adaptive":
+        error("--adaptive-max goes with --cache adaptive")
+    if options.adaptive_max is not None and not 0 <= options.adaptive_max <= MAX_LONGEST:
+        error(f"--adaptive-max takes 0 to {MAX_LONGEST} seconds, not {options.adaptive_max:g}")
+
+
 def check_numbers(options: argparse.Namespace) -> None:
     """Raises `ValueError` for numbers that are out of range."""
     if not 1 <= options.queues <= MAX_QUEUES:
@@ -357,6 +383,7 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         file_handles=options.inode_file_handles != "never",
         descriptors=options.rlimit_nofile,
         dax=getattr(options, "dax_window", None) is not None,
+        watcher=options.metadata_table,
         warn=log.warning,
         **ownership.id_maps(options),
     )
@@ -368,6 +395,7 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
         "max_open": options.max_open,
         "file_handles": options.inode_file_handles,
         "cache": options.cache,
+        "longest": DEFAULT_LONGEST if options.adaptive_max is None else options.adaptive_max,
         "readdirplus": False if options.no_readdirplus else None,
         "writeback": options.writeback,
         "direct_io": options.allow_direct_io,
@@ -414,6 +442,7 @@ def directory_share(
         options.directory,
         common_quota(options),
         window,
+        options.metadata_table,
     )
 
 
@@ -459,6 +488,7 @@ def port_maker(
             path,
             quota or quota_of_all,
             window,
+            options.metadata_table,
         )
         socket = os.path.join(directory, f"{tag}.sock")
         return Port(
@@ -533,11 +563,12 @@ def make_share(
     where: str,
     limit: int = 0,
     window: int = 0,
+    metadata_table: bool = False,
 ) -> Share:
     """The share of a directory, or of a single file; `path` is absolute.  `limit`: of a quota, 0 for none.
 
     `window`: bytes of its DAX window; a read-only share has none.  The walls around a single file are those around
-    its directory.  Raises `ValueError`.
+    its directory.  `metadata_table`: attach to that of the directory.  Raises `ValueError`, and `MetadataError`.
     """
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
@@ -557,17 +588,29 @@ def make_share(
 
         quota = Quota(limit)
 
+    seats = None
+    checked = check_tag(tag)
+    if metadata_table:
+        from virtiofs.daemon.seats import Seats
+
+        seats = Seats(directory)
+
     def make(place: Place) -> Passthrough:
-        return Passthrough(place.directory, read_only, only=only, proc=place.proc, quota=quota, **settings)
+        table = None if seats is None else seats.sit()
+        return Passthrough(
+            place.directory, read_only, only=only, proc=place.proc, quota=quota, metadata=table, **settings
+        )
 
     return Share(
-        check_tag(tag),
+        checked,
         where,
         make,
         walls.around(directory, read_only),
         read_only,
         quota,
         0 if read_only else window,
+        seats=seats,
+        only=only,
     )
 
 

@@ -23,6 +23,10 @@ from virtiofs.fuse.mountpoint import MountError, Mountpoint
 from virtiofs.fuse.session import Session
 from virtiofs.sandbox.walls import Place, Walls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.daemon.seats import Seats
+
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
 
@@ -75,7 +79,8 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 class HostMount:
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
-    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `seats`: in the
+    tree's metadata table, which has a watcher then.
     """
 
     def __init__(
@@ -86,8 +91,10 @@ class HostMount:
         threads: int,
         log: Log,
         keep: Sequence[int] = (),
+        seats: Seats | None = None,
     ):
         self._keep = keep
+        self._seats = seats
         self._mountpoint = mountpoint
         self._make = make
         self._walls = walls
@@ -111,12 +118,14 @@ class HostMount:
                 pid, sock = self._start()
                 with sock:
                     ready()
-                    select.select([sock, wake], [], [])
+                    self._wait(sock, wake)
                     return self._end(pid, sock)
         except MountError as error:
             self._log.error(str(error))
             return 1
         finally:
+            if self._seats is not None:
+                self._seats.close()
             signal.set_wakeup_fd(previous)
             wake.close()
             signals.close()
@@ -124,13 +133,32 @@ class HostMount:
     def _note(self, number: int, _frame: object) -> None:
         self._signal = number
 
+    def _wait(self, worker: socket.socket, wake: socket.socket) -> None:
+        """Wait for a signal or the worker's end."""
+        if self._seats is None:
+            select.select([worker, wake], [], [])
+            return
+        from virtiofs.daemon.watcher import WatcherProcess
+
+        watcher = WatcherProcess(self._seats.directory, self._log)
+        watcher.start()
+        try:
+            while True:
+                sources = [worker.fileno(), wake.fileno(), *([watcher.fd] if watcher.fd >= 0 else [])]
+                happened = select.select(sources, [], [])[0]
+                if happened != [watcher.fd]:
+                    return
+                watcher.ended()
+        finally:
+            watcher.end()
+
     def _start(self) -> tuple[int, socket.socket]:
         """Fork the worker: its process id and our end of its channel."""
         self._walls.leave()
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
         try:
             return worker.start(
-                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
+                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep], self._seats
             )
         finally:
             for fd in fds[1:]:

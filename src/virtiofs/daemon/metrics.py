@@ -25,6 +25,15 @@ FAMILIES = (
     ("virtiofs_queue_broken", "gauge", "Whether a queue is stopped because its ring breaks the rules."),
     ("virtiofs_quota_bytes", "gauge", "What the guest may add to the disk, where there is a quota."),
     ("virtiofs_quota_used_bytes", "gauge", "What it has added, less what it removed."),
+    (
+        "virtiofs_metadata_members",
+        "gauge",
+        "Processes that have the metadata table mapped, where there is one.",
+    ),
+    ("virtiofs_metadata_followers", "gauge", "Of those, the ones that follow its journal."),
+    ("virtiofs_metadata_watched", "gauge", "Whether the host's changes enter it."),
+    ("virtiofs_metadata_changes_total", "counter", "Records of its journal."),
+    ("virtiofs_metadata_everything_total", "counter", "How often all that was known had to be dropped."),
     ("virtiofs_inodes", "gauge", "Files the guest knows."),
     ("virtiofs_handles", "gauge", "Files the guest has open."),
     ("virtiofs_descriptors", "gauge", "Descriptors kept for inodes."),
@@ -34,6 +43,25 @@ FAMILIES = (
     ("virtiofs_pool_jobs", "gauge", "Requests that the pool has: being served, or waiting for a thread."),
     ("virtiofs_pool_requests_total", "counter", "Requests the pool has taken, since the VMM connected."),
     ("virtiofs_pool_refused_total", "counter", "Requests it had no room for, since the VMM connected."),
+    (
+        "virtiofs_watcher_complete",
+        "gauge",
+        "Whether all that the host does enters the metadata table, by kind.",
+    ),
+    ("virtiofs_watcher_events_total", "counter", "Events that the kernel told the watcher of."),
+    ("virtiofs_watcher_bumps_total", "counter", "Changes that it entered."),
+    ("virtiofs_watcher_coalesced_total", "counter", "Changes that were the same as others at that time."),
+    (
+        "virtiofs_watcher_overflows_total",
+        "counter",
+        "Times that events were lost, so that everything counts as changed.",
+    ),
+    (
+        "virtiofs_watcher_watches",
+        "gauge",
+        "File systems (fanotify) or directories (inotify) that are watched.",
+    ),
+    ("virtiofs_watcher_unwatched", "gauge", "Those that could not be."),
     ("virtiofs_dax_mappings", "gauge", "Ranges of the DAX window that stand for pieces of files."),
     ("virtiofs_dax_evictions_total", "counter", "Ranges the guest took from files, since the VMM connected."),
     ("virtiofs_dax_refused_total", "counter", "Files without DAX and mappings refused, by reason."),
@@ -45,6 +73,21 @@ FROM_STATISTICS = {
     "evictions": "virtiofs_evictions_total",
     "dax_mappings": "virtiofs_dax_mappings",
     "dax_evictions": "virtiofs_dax_evictions_total",
+}
+FROM_WATCHER = {
+    "events": "virtiofs_watcher_events_total",
+    "bumps": "virtiofs_watcher_bumps_total",
+    "coalesced": "virtiofs_watcher_coalesced_total",
+    "overflows": "virtiofs_watcher_overflows_total",
+    "watches": "virtiofs_watcher_watches",
+    "unwatched": "virtiofs_watcher_unwatched",
+}
+FROM_METADATA = {
+    "members": "virtiofs_metadata_members",
+    "followers": "virtiofs_metadata_followers",
+    "watched": "virtiofs_metadata_watched",
+    "changes": "virtiofs_metadata_changes_total",
+    "everything": "virtiofs_metadata_everything_total",
 }
 FROM_POOL = {
     "threads": "virtiofs_pool_threads",
@@ -79,6 +122,14 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
     if status["quota"]:
         put("virtiofs_quota_bytes", status["quota"]["bytes"])
         put("virtiofs_quota_used_bytes", status["quota"]["used"])
+    if status["watcher"]:
+        kind = status["watcher"]["kind"]
+        put("virtiofs_watcher_complete", int(status["watcher"]["complete"]), f',kind="{kind}"')
+        for key, name in FROM_WATCHER.items():
+            put(name, status["watcher"][key])
+    for key, name in FROM_METADATA.items():
+        if status["metadata"]:
+            put(name, int(status["metadata"][key]))
     for index, queue in sorted(status["queues"].items()):
         put("virtiofs_queue_broken", int(bool(queue["broken"])), f',queue="{index}"')
     for key, value in status["filesystem"].items():

@@ -28,6 +28,8 @@ from virtiofs.vhostuser.transport import MESSAGE_SECONDS, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.seats import Seats
+    from virtiofs.daemon.watcher import WatcherProcess
     from virtiofs.fs.passthrough.account import Quota
 
 # How long a worker may take to finish its requests before it is killed.
@@ -43,7 +45,8 @@ class Share:
 
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
-    may still take when the guest resets the device (None: for ever).
+    may still take when the guest resets the device (None: for ever).  `seats`: in the tree's metadata table, which has
+    a watcher then.  `only`: the one file of the tree that is shared, "" if all of it is.
     """
 
     def __init__(
@@ -57,8 +60,12 @@ class Share:
         window_size: int = 0,
         keep: Sequence[int] = (),
         patience: float | None = None,
+        seats: Seats | None = None,
+        only: str = "",
     ):
+        self.only = only
         self.keep = keep
+        self.seats = seats
         self.patience = patience
         self.tag = tag
         self.where = where
@@ -117,6 +124,7 @@ class Port:
         self.lost = False  # the worker died under us
         self.over = False  # the only connection ended
         self.connections = 0
+        self._ending = False
         self.peer: int | None = None
         self._queues = queues
         self._log = log
@@ -130,6 +138,7 @@ class Port:
         self._device: ShareDevice | None = None
         self._worker: tuple[int, socket.socket] | None = None
         self._leaving: list[Leaving] = []
+        self._watcher: WatcherProcess | None = None
         self._past: dict[str, list[int]] = {}  # counters of connections that are over
 
     @property
@@ -145,7 +154,12 @@ class Port:
         return self._connection is not None
 
     def start(self) -> None:
-        """Get a worker, and serve the front end that is there already.  Raises `WorkerError`."""
+        """Get a watcher and a worker, and serve the front end that is there already.  Raises `WorkerError`."""
+        if self.share.seats is not None:
+            from virtiofs.daemon.watcher import WatcherProcess
+
+            self._watcher = WatcherProcess(self.share.seats.directory, self._log)
+            self._watcher.start()
         self._start_worker()
         if self._first is not None:
             self._connect(self._first)
@@ -153,6 +167,8 @@ class Port:
     def sources(self) -> list[Source]:
         """What to wait for, and what to do then, the most urgent first; after one of them, ask again."""
         sources: list[Source] = [(left.handle, self._reap) for left in self._leaving]
+        if self._watcher is not None and self._watcher.fd >= 0:
+            sources.append((self._watcher.fd, self._watcher.ended))
         # What the front end did before it left comes before whoever wants its place.
         if self._worker is not None:
             sources.append((self._worker[1].fileno(), self._look_after_worker))
@@ -179,6 +195,11 @@ class Port:
         """Stop listening, drop the front end and let the worker end; `finish` waits for that."""
         self._disconnect()
         self._release_worker()
+        if self._watcher is not None:
+            self._watcher.end()
+            self._watcher = None
+        self._ending = True
+        self._tidy()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -213,6 +234,8 @@ class Port:
             "connected": self.peer,
             "connections": self.connections,
             "quota": None,
+            "watcher": self._watcher.status() if self._watcher is not None else None,
+            "metadata": None,
             "worker": self._worker[0] if self._worker else None,
             "dax_window": self.share.window_size,
             "queues": {},
@@ -221,6 +244,8 @@ class Port:
         }
         if self.share.quota is not None:
             report["quota"] = {"bytes": self.share.quota.limit, "used": self.share.quota.used}
+        if self.share.seats is not None:
+            report["metadata"] = self.share.seats.status()
         return {**report, **self._ask("status")}
 
     def counters(self) -> dict[str, list[int]]:
@@ -319,9 +344,22 @@ class Port:
                 self.share.walls,
                 worker.serve_queues(self.share.window_size),
                 keep=self.share.keep,
+                seats=self.share.seats,
             )
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None
+
+    def _tidy(self) -> None:
+        """In the metadata table, if there is one: clear up after dead workers, and leave it after the last one."""
+        if self.share.seats is None:
+            return
+        try:
+            if self._ending and self._worker is None and not self._leaving:
+                self.share.seats.close()
+            else:
+                self.share.seats.tidy()
+        except OSError as error:
+            self._log.warning(str(error))
 
     def _try_to_start_worker(self) -> bool:
         try:
@@ -345,6 +383,7 @@ class Port:
             if os.waitpid(left.pid, os.WNOHANG)[0]:
                 os.close(left.handle)
                 self._leaving.remove(left)
+                self._tidy()
 
     def _look_after_worker(self) -> None:
         assert self._worker is not None
@@ -359,6 +398,7 @@ class Port:
         sock.close()
         _, status = os.waitpid(pid, 0)
         self._log.error(f"the worker (process {pid}) died: {worker.cause_of_death(status)}")
+        self._tidy()
         self.lost = True
 
 

@@ -30,6 +30,7 @@ POOL_NICENESS = 5  # of a pool's threads that yield: a third of a queue's weight
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.seats import Seats
     from virtiofs.dax.window import Window
 
 
@@ -322,13 +323,20 @@ def start(
     walls: Walls,
     serve: Callable[[socket.socket, Filesystem, Log], None],
     keep: Sequence[int] = (),
+    seats: Seats | None = None,
 ) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes inside `walls`: a process id and the supervisor's end of its channel.
 
     The process is the worker, or one that ends as the worker does.  Raises `WorkerError` if the walls can not be
     put up or the file system can not be made.  It keeps the log's descriptors and `keep`; others belong to other
-    guests.  `serve` is what it does then, until the other end of its channel is closed.
+    guests.  `serve` is what it does then, until the other end of its channel is closed.  `seats`: of the metadata table
+    that the file system is told to use.
     """
+    if seats is not None:
+        try:
+            keep = (*keep, seats.take())
+        except OSError as error:
+            raise channel.WorkerError(str(error)) from None
     ours, its = channel.pair()
     supervisor = os.pidfd_open(os.getpid())
     pid = os.fork()
@@ -340,7 +348,11 @@ def start(
         except channel.WorkerError:
             ours.close()
             os.waitpid(pid, 0)
+            if seats is not None:
+                seats.leave(None)
             raise
+        if seats is not None:
+            seats.leave(pid)
         return pid, ours
     status = 1
     try:
