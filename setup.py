@@ -30,6 +30,7 @@ COMPILED = [
     "virtiofs.client.hiprio",
     "virtiofs.client.relay",
     "virtiofs.fs.filesystem",
+    "virtiofs.fs.policy.matcher",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",
     "virtiofs.fs.passthrough.inodes",
@@ -53,6 +54,12 @@ COMPILED = [
     "virtiofs.fs.passthrough.growth",
     "virtiofs.fs.passthrough.quota",
     "virtiofs.fs.passthrough.single",
+    "virtiofs.fs.passthrough.ruled",
+    "virtiofs.fs.passthrough.verdicts",
+    "virtiofs.fs.passthrough.policynodes",
+    "virtiofs.fs.passthrough.policynames",
+    "virtiofs.fs.passthrough.policylistings",
+    "virtiofs.fs.passthrough.policy",
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"

@@ -19,8 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("all", *devices.KINDS),
         default="all",
-        help="what to test: ours, ours-unprivileged (run by an ordinary user), c (virtiofsd of QEMU 7.2), mount"
-        " (`virtiofs mount`), relay (`virtiofs mount --socket` of ours), or all that can run here",
+        help="what to test: ours, ours-policy (with a policy that allows all), ours-unprivileged (run by an ordinary"
+        " user), c (virtiofsd of QEMU 7.2), mount (`virtiofs mount`), relay (`virtiofs mount --socket` of ours), or all"
+        " that can run here",
     )
     parser.addoption(
         "--mountpoint", metavar="DIR", help="test this directory with tests/posix, instead of a daemon"

@@ -17,6 +17,7 @@ COMMANDS = {
     "mount": "mount a directory on this host as a guest would, without a VM",
     "ctl": "ask a running daemon, or change what it shares",
     "run": "run a command in a throw-away guest that has directories shared",
+    "policy": "try the rules of a policy",
     "check": "check that a virtio-fs device is right and robust",
     "bench": "measure virtio-fs daemons side by side",
 }

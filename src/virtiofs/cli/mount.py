@@ -184,10 +184,10 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
 
 def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
     """The share of a directory or a file, and its absolute path.  Raises `ValueError` and `OSError`."""
-    settings = serve.passthrough_settings(options)
+    settings = serve.passthrough_settings(options, log)
     path = serve.check_path(options.directory)
     check_apart(path, options.directory, options.mountpoint)
-    walls = serve.make_walls(options, log)
+    walls = serve.make_walls(options, log, settings)
     return (
         serve.make_share(serve.DEFAULT_TAG, path, options.readonly, settings, walls, options.directory),
         path,

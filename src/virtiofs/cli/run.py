@@ -53,6 +53,7 @@ class Mount(NamedTuple):
     mountpoint: str | None
     read_only: bool
     quota: str = ""
+    policy: str = ""
     options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
 
 
@@ -100,6 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="an argument of the class that a --share names; may be repeated",
+    )
+    add(
+        "--policy",
+        metavar="FILE",
+        help="apply this policy to each directory that is shared (docs/policy.md)",
     )
     add("--rootfs", metavar="DIR[:ro]", help="boot with DIR as the guest's root file system")
     add(
@@ -299,6 +305,8 @@ def _serve_command(mount: Mount, share: Share, queues: int, ready: int) -> list[
     command += ["--tag", share.tag, "--queues", str(queues), "--ready-fd", str(ready)]
     if mount.quota:
         command += ["--quota", mount.quota]
+    if mount.policy:
+        command += ["--policy", mount.policy]
     for option in mount.options or ():
         command += ["--option", option]
     return command + (["--readonly"] if mount.read_only else [])
@@ -390,6 +398,12 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
         ]
     if args.daemon is not None and any(mount.quota for mount in mounts):
         raise GuestError("--daemon names another daemon; the quota is for it to keep")
+    if args.policy is not None:
+        if args.daemon is not None:
+            raise GuestError("--daemon names another daemon; the policy is for it to keep")
+        mounts = [
+            mount if mount.options is not None else mount._replace(policy=args.policy) for mount in mounts
+        ]
     classes = [mount for mount in mounts if mount.options is not None]
     if args.option:
         if len(classes) != 1:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from virtiofs.daemon.port import Port, Share
     from virtiofs.daemon.supervisor import Supervisor
     from virtiofs.fs.passthrough.share import Passthrough
+    from virtiofs.fs.policy.rules import Policy
     from virtiofs.sandbox.walls import Place, Walls
 
 MAX_QUEUES = 64
@@ -128,6 +129,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_share_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments about what is shared and how safely, whoever it is shared with."""
     parser.add_argument("--readonly", action="store_true", help="refuse every change")
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="hide, deny and protect files by the patterns of a TOML file, or of a class as module:Class"
+        " (docs/policy.md)",
+    )
     parser.add_argument(
         "--cache",
         metavar="MODE",
@@ -262,7 +269,7 @@ def main(options: argparse.Namespace) -> int:
     ports: list[Port] = []
     try:
         check_numbers(options)
-        settings = passthrough_settings(options)
+        settings = passthrough_settings(options, log)
         window = window_size(options.dax_window)
         if window:
             settings["dax_from"] = DAX_FROM[options.dax]
@@ -277,10 +284,10 @@ def main(options: argparse.Namespace) -> int:
             share, walls = python_share(options, log)
             ports.append(single_port(options, share, log))
         elif options.socket_dir is None:
-            walls = make_walls(options, log)
+            walls = make_walls(options, log, settings)
             ports.append(single_port(options, directory_share(options, settings, walls, window), log))
         else:
-            walls = make_walls(options, log)
+            walls = make_walls(options, log, settings)
             add_port = port_maker(options, settings, walls, log, ports, window)
             for text in options.share:
                 ports.append(add_port(text))
@@ -330,7 +337,7 @@ def window_size(text: str | None) -> int:
     return size
 
 
-def make_walls(options: argparse.Namespace, log: Log) -> Walls:
+def make_walls(options: argparse.Namespace, log: Log, settings: dict[str, Any]) -> Walls:
     """The walls around each worker.  Raises `ValueError` and `OSError`."""
     from virtiofs.sandbox.walls import Walls
 
@@ -343,11 +350,12 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         descriptors=options.rlimit_nofile,
         dax=getattr(options, "dax_window", None) is not None,
         warn=log.warning,
+        features=("python",) if settings["policy"] is not None and settings["policy"].ask_about else (),
         **ownership.id_maps(options),
     )
 
 
-def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
+def passthrough_settings(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """What the options say of every share, as arguments of `Passthrough`.  Raises `ValueError`."""
     return {
         "max_open": options.max_open,
@@ -361,8 +369,23 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
         "wait_limit": options.lock_wait,
         "pool_threads": options.thread_pool_size,
         "announce_submounts": not options.no_announce_submounts,
+        "policy": load_policy(options.policy),
+        "log": log.error,
         **ownership.share_options(options),
     }
+
+
+def load_policy(text: str | None) -> Policy | None:
+    """The policy that an option names, and all that it may need behind the walls.  Raises `ValueError`."""
+    if text is None:
+        return None
+    from virtiofs.fs.policy import rules
+    from virtiofs.fs.python.loading import preload
+
+    policy = rules.load(text)
+    if policy.ask_about:
+        preload()
+    return policy
 
 
 def python_share(options: argparse.Namespace, log: Log) -> tuple[Share, Walls]:
@@ -532,6 +555,7 @@ def make_share(
     if not os.path.isdir(path):
         directory, only = os.path.split(path)
 
+    policy = settings.get("policy")
     quota = None
     if limit and window:
         raise ValueError(
@@ -553,6 +577,7 @@ def make_share(
         read_only,
         quota,
         0 if read_only else window,
+        keep=() if policy is None else policy.descriptors,
     )
 
 

@@ -88,9 +88,11 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
     unlink,
 )
 from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfile
+from cython.cimports.virtiofs.fs.passthrough.policy import enforce
 from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
 from cython.cimports.virtiofs.fs.passthrough.removed import store_count
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
+from cython.cimports.virtiofs.fs.passthrough.verdicts import Verdicts
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
 from cython.cimports.virtiofs.fuse import layout
@@ -179,6 +181,7 @@ class Passthrough(Filesystem):
     `pool_threads`: who reads what is not cached, and waits for the disk (0: the queues' own threads).
     `dax_from`: the device has a DAX window, once `use_window` says which, and the guest is told to use it for files of
     at least so many bytes (0: for none, but its mount may ask for it; None: there is no window).
+    `policy`: what the guest may see and do (`policy.rules.Policy`); `log` is given a line for what goes wrong in it.
 
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
     stored; `ValueError` for an unknown mode or a name that is too long.
@@ -213,6 +216,8 @@ class Passthrough(Filesystem):
         quota: Quota | None = None,
         pool_threads: int = 0,
         dax_from: int | None = None,
+        policy: object = None,
+        log: object = None,
     ):
         import resource
 
@@ -327,6 +332,10 @@ class Passthrough(Filesystem):
         if share.only_size:
             self.init_flags &= ~READDIRPLUS_FLAGS
             show_only(share, self.table)
+        if policy is not None:
+            self.verdicts = Verdicts(policy, log)
+            self.verdicts.begin(share)
+            enforce(share, self.table)
 
     def __dealloc__(self):
         share: cython.pointer(Share) = cython.address(self.share)
@@ -516,6 +525,7 @@ class Passthrough(Filesystem):
             "handles": self.share.handles.live,
             "descriptors": self.share.inodes.pool_size,
             "evictions": self.share.inodes.evictions,
+            **({} if self.verdicts is None else self.verdicts.statistics()),
         }
 
 

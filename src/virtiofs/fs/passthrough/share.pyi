@@ -1,10 +1,11 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fs.passthrough.account import Quota
 from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
+from virtiofs.fs.policy.rules import Policy
 
 class CacheMode(NamedTuple):
     valid: float
@@ -46,6 +47,8 @@ class Passthrough(Filesystem):
         quota: Quota | None = None,
         pool_threads: int = 0,
         dax_from: int | None = None,
+        policy: Policy | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
