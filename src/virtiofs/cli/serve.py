@@ -556,6 +556,8 @@ def make_share(
         directory, only = os.path.split(path)
 
     policy = settings.get("policy")
+    if policy is not None:
+        refuse_inside(policy, directory)
     quota = None
     if limit and window:
         raise ValueError(
@@ -579,6 +581,14 @@ def make_share(
         0 if read_only else window,
         keep=() if policy is None else policy.descriptors,
     )
+
+
+def refuse_inside(policy: Policy, directory: str) -> None:
+    """Raises `ValueError` for a policy that the guest could write."""
+    place = os.path.realpath(directory)
+    for source in policy.sources:
+        if os.path.commonpath((place, os.path.realpath(source))) == place:
+            raise ValueError(f"the policy {source} lies in {directory}, which it is about; keep it outside")
 
 
 def check_directory(path: str) -> str:

@@ -25,13 +25,12 @@ cdef struct Mark:            # 64 bytes: what is known of an inode
     uint32_t life            # its generation + 1; 0: nothing
     uint32_t state           # of a directory: see policy/matcher.py
     uint64_t verdict
-    uint64_t parent          # of a file that is asked about
-    char* name               # and its name there
+    char* path               # of a file that is asked about, as it was when it was last looked up; or NULL
     int64_t until            # how long the answer holds (ns)
     int64_t checked          # when a directory's path was last looked at (ns)
     int32_t answer           # bits of a verdict, or a negative errno
     uint32_t compared        # how many files with a rule of their own there were when it was compared with them
-    uint64_t unused
+    uint64_t unused[2]
 
 cdef struct Ruled:           # a file whose rule follows it
     uint64_t dev
@@ -44,7 +43,7 @@ cdef struct Policing:
     Mark* marks
     uint32_t limit
     pthread_mutex_t lock     # over changes of marks, and over what follows
-    uint32_t named           # marks from here on have no name
+    uint32_t named           # marks from here on have no path
     Ruled* ruled             # by inode number
     uint32_t ruled_mask
     uint32_t ruled_count

@@ -112,7 +112,7 @@ class Verdicts:
         index: uint32_t
         if policing.marks != cython.NULL:
             for index in range(policing.named):
-                free(policing.marks[index].name)
+                free(policing.marks[index].path)
             munmap(policing.marks, cython.cast(cython.size_t, policing.limit) * cython.sizeof(Mark))
         free(policing.ruled)
 
@@ -260,7 +260,7 @@ def set_mark(
     name: cython.pointer(cython.const[cython.char]),
     size: uint32_t,
 ) -> cython.int:
-    """Note what holds for an inode that was found under `name`: 0 or -ENOMEM.
+    """Note what holds for an inode that was found under `name` in `parent`: 0 or a negative errno.
 
     What was found strictly under another name stays so, but for a directory, which has one.
     """
@@ -268,6 +268,7 @@ def set_mark(
     mark: cython.pointer(Mark) = mark_of(share, nodeid)
     life: uint32_t = cython.cast(uint32_t, (nodeid >> 32) + 1)
     kept: cython.p_char = cython.NULL
+    error: cython.int
     if (
         mark != cython.NULL
         and load_acquire_u64(cython.address(mark.verdict)) == verdict
@@ -277,11 +278,9 @@ def set_mark(
     ):
         return 0
     if verdict & ASK and name != cython.NULL:
-        kept = cython.cast(cython.p_char, malloc(size + 1))
-        if kept == cython.NULL:
-            return -ENOMEM
-        memcpy(kept, name, size)
-        kept[size] = 0
+        error = keep_path(share, parent, name, size, cython.address(kept))
+        if error:
+            return error
     pthread_mutex_lock(cython.address(policing.lock))
     mark = cython.address(policing.marks[cython.cast(uint32_t, nodeid)])
     if mark.life != life:
@@ -290,9 +289,8 @@ def set_mark(
     elif not directory:
         verdict |= mark.verdict & STRICT
     if kept != cython.NULL:
-        free(mark.name)
-        mark.name = kept
-        mark.parent = parent
+        free(mark.path)
+        mark.path = kept
         if cython.cast(uint32_t, nodeid) >= policing.named:
             policing.named = cython.cast(uint32_t, nodeid) + 1
     store_u32(cython.address(mark.state), state)
@@ -484,22 +482,23 @@ def answer_node(
 ) -> cython.int:
     """What the policy's function says of an inode: bits of a verdict, a negative errno, or NOT_YET."""
     policing: cython.pointer(Policing) = policing_of(share)
-    name: cython.char[256]
+    path: cython.char[4096]
     answer: cython.int
-    parent: uint64_t
+    size: cython.Py_ssize_t
     until: int64_t = 0
     if cython.cast(int64_t, load_acquire_u64(cython.address(mark.until))) > coarse_now():
         return mark.answer
     if not may_wait(request):
         return NOT_YET
     pthread_mutex_lock(cython.address(policing.lock))
-    if mark.name == cython.NULL or strlen(mark.name) > 255:
+    if mark.path == cython.NULL:
         pthread_mutex_unlock(cython.address(policing.lock))
         return -EACCES
-    memcpy(name, mark.name, strlen(mark.name) + 1)
-    parent = mark.parent
+    size = strlen(mark.path)
+    memcpy(path, mark.path, size)
     pthread_mutex_unlock(cython.address(policing.lock))
-    answer = ask_about(share, parent, name, strlen(name), cython.address(until))
+    with cython.gil:
+        answer = call_asker(policing, path, size, cython.address(until))
     pthread_mutex_lock(cython.address(policing.lock))
     mark.answer = answer
     store_release_u64(cython.address(mark.until), coarse_now() + until if until else 0)
@@ -519,26 +518,32 @@ def answer_name(
 ) -> cython.int:
     """As `answer_node`, of a name in a directory."""
     until: int64_t = 0
+    path: cython.char[4096]
+    length: cython.Py_ssize_t
+    answer: cython.int
     if not may_wait(request):
         return NOT_YET
-    return ask_about(share, parent, name, size, cython.address(until))
+    length = path_below(share, parent, name, size, path)
+    if length < 0:
+        return length
+    with cython.gil:
+        answer = call_asker(policing_of(share), path, length, cython.address(until))
+    return answer
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def ask_about(
+def path_below(
     share: cython.pointer(Share),
     parent: uint64_t,
     name: cython.pointer(cython.const[cython.char]),
     size: uint32_t,
-    holds: cython.pointer(int64_t),
-) -> cython.int:
-    """Ask about a name in a directory: bits of a verdict or a negative errno, and for how long it `holds` (ns)."""
-    path: cython.char[4096]
+    path: cython.p_char,
+) -> cython.Py_ssize_t:
+    """The path of a name in a directory into `path` (PATH_ROOM bytes): its size, or a negative errno."""
     length: cython.Py_ssize_t = 0
     fd: cython.int
-    answer: cython.int
     inode: cython.pointer(Inode)
     if cython.cast(uint32_t, parent) != ROOT_INDEX:
         inode = inode_pin(cython.address(share.inodes), parent)
@@ -552,9 +557,30 @@ def ask_about(
         path[length] = ord("/")
         length += 1
     memcpy(path + length, name, size)
-    with cython.gil:
-        answer = call_asker(policing_of(share), path, length + size, holds)
-    return answer
+    return length + size
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def keep_path(
+    share: cython.pointer(Share),
+    parent: uint64_t,
+    name: cython.pointer(cython.const[cython.char]),
+    size: uint32_t,
+    kept: cython.pointer(cython.p_char),
+) -> cython.int:
+    """A copy of the path of a name in a directory, to be freed: 0 or a negative errno."""
+    path: cython.char[4096]
+    length: cython.Py_ssize_t = path_below(share, parent, name, size, path)
+    if length < 0:
+        return length
+    kept[0] = cython.cast(cython.p_char, malloc(length + 1))
+    if kept[0] == cython.NULL:
+        return -ENOMEM
+    memcpy(kept[0], path, length)
+    kept[0][length] = 0
+    return 0
 
 
 @cython.cfunc

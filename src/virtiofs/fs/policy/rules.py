@@ -48,7 +48,9 @@ class Policy:
     scan: bool = False
     patience: float = 5.0
     keep_answers: float = 1.0
-    descriptors: Sequence[int] = ()  # what the class opened, noted when it is loaded
+    # Noted when it is loaded: what the class opened, and the files that it was read from.
+    descriptors: Sequence[int] = ()
+    sources: Sequence[str] = ()
 
     def ask(self, path: str) -> object:
         """What the guest may do with `path`, which a pattern of `ask_about` matches: "allow", "read-only" or "deny".
@@ -92,6 +94,7 @@ def load(text: str) -> Policy:
         check(policy)
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from None
+    policy.sources = (*policy.sources, text)
     return policy
 
 
@@ -112,6 +115,7 @@ def load_class(text: str) -> Policy:
         raise ValueError(f"{text} can not be made: {type(error).__name__}: {error}") from error
     check(policy)
     policy.descriptors = tuple(fds)
+    policy.sources = tuple(filter(None, (getattr(module, "__file__", None),)))
     return policy
 
 
