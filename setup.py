@@ -30,6 +30,7 @@ COMPILED = [
     "virtiofs.client.hiprio",
     "virtiofs.client.relay",
     "virtiofs.fs.filesystem",
+    "virtiofs.fs.policy.known",
     "virtiofs.fs.policy.matcher",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",
@@ -60,6 +61,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.policynames",
     "virtiofs.fs.passthrough.policylistings",
     "virtiofs.fs.passthrough.policy",
+    "virtiofs.fs.passthrough.audit",
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"

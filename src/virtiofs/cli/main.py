@@ -18,6 +18,7 @@ COMMANDS = {
     "ctl": "ask a running daemon, or change what it shares",
     "run": "run a command in a throw-away guest that has directories shared",
     "policy": "try the rules of a policy",
+    "audit": "verify or show what --audit wrote",
     "check": "check that a virtio-fs device is right and robust",
     "bench": "measure virtio-fs daemons side by side",
 }

@@ -180,6 +180,10 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
         return 1
+    finally:
+        audit = getattr(share, "audit", None)
+        if audit is not None:
+            audit.close()
 
 
 def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:

@@ -29,13 +29,14 @@ import argparse
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtiofs.cli import ownership, pythonshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.audit import Auditor
     from virtiofs.daemon.log import Log
     from virtiofs.daemon.port import Port, Share
     from virtiofs.daemon.supervisor import Supervisor
@@ -134,6 +135,25 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="hide, deny and protect files by the patterns of a TOML file, or of a class as module:Class"
         " (docs/policy.md)",
+    )
+    parser.add_argument(
+        "--audit",
+        metavar="FILE",
+        help="append what the guest does to this file, as hash-chained JSON lines (docs/audit.md); with --socket-dir, a"
+        " directory, which gets TAG.jsonl for each share",
+    )
+    parser.add_argument(
+        "--audit-operations",
+        metavar="LIST",
+        default="changes,opens,refusals",
+        help="what is recorded: changes, opens, refusals, all, or names of operations (%(default)s)",
+    )
+    parser.add_argument(
+        "--audit-full",
+        choices=["wait", "note"],
+        default="wait",
+        help="what a request does whose record finds no room: wait for it, or go on and have the loss noted"
+        " (%(default)s)",
     )
     parser.add_argument(
         "--cache",
@@ -371,8 +391,33 @@ def passthrough_settings(options: argparse.Namespace, log: Log) -> dict[str, Any
         "announce_submounts": not options.no_announce_submounts,
         "policy": load_policy(options.policy),
         "log": log.error,
+        "audit": audit_settings(options),
         **ownership.share_options(options),
     }
+
+
+def audit_settings(options: argparse.Namespace) -> Callable[[str, str], Auditor] | None:
+    """What begins the audit of a share, by its tag and directory.  Raises `ValueError`, as that does."""
+    if options.audit is None:
+        return None
+    from virtiofs.daemon.audit import Auditor, operations
+    from virtiofs.daemon.log import Log
+
+    many = getattr(options, "socket_dir", None) is not None
+    wanted = operations(options.audit_operations)
+    if getattr(options, "dax_window", None) is not None:
+        raise ValueError(
+            "a share has an audit or a DAX window: what is stored through a mapping is not seen; use one of the two"
+        )
+    if many and not os.path.isdir(options.audit):
+        raise ValueError(f"with --socket-dir, --audit names a directory, not {options.audit}")
+
+    def begin(tag: str, directory: str) -> Auditor:
+        path = os.path.join(options.audit, f"{tag}.jsonl") if many else options.audit
+        refuse_inside((path,), directory)
+        return Auditor(path, tag, wanted, options.audit_full == "note", Log(options.log_level).error)
+
+    return begin
 
 
 def load_policy(text: str | None) -> Policy | None:
@@ -556,8 +601,10 @@ def make_share(
         directory, only = os.path.split(path)
 
     policy = settings.get("policy")
+    settings = dict(settings)
+    begin_audit = settings.pop("audit", None)
     if policy is not None:
-        refuse_inside(policy, directory)
+        refuse_inside(policy.sources, directory)
     quota = None
     if limit and window:
         raise ValueError(
@@ -568,8 +615,19 @@ def make_share(
 
         quota = Quota(limit)
 
+    audit = begin_audit(tag, directory) if begin_audit is not None else None
+    keep = (() if policy is None else policy.descriptors, () if audit is None else audit.descriptors)
+
     def make(place: Place) -> Passthrough:
-        return Passthrough(place.directory, read_only, only=only, proc=place.proc, quota=quota, **settings)
+        return Passthrough(
+            place.directory,
+            read_only,
+            only=only,
+            proc=place.proc,
+            quota=quota,
+            audit=None if audit is None else audit.make(),
+            **settings,
+        )
 
     return Share(
         check_tag(tag),
@@ -579,16 +637,17 @@ def make_share(
         read_only,
         quota,
         0 if read_only else window,
-        keep=() if policy is None else policy.descriptors,
+        keep=(*keep[0], *keep[1]),
+        audit=audit,
     )
 
 
-def refuse_inside(policy: Policy, directory: str) -> None:
-    """Raises `ValueError` for a policy that the guest could write."""
+def refuse_inside(sources: Sequence[str], directory: str) -> None:
+    """Raises `ValueError` for a policy, or an audit, that the guest could write."""
     place = os.path.realpath(directory)
-    for source in policy.sources:
+    for source in sources:
         if os.path.commonpath((place, os.path.realpath(source))) == place:
-            raise ValueError(f"the policy {source} lies in {directory}, which it is about; keep it outside")
+            raise ValueError(f"{source} lies in {directory}, which it is about; keep it outside")
 
 
 def check_directory(path: str) -> str:

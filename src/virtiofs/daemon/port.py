@@ -28,6 +28,7 @@ from virtiofs.vhostuser.transport import MESSAGE_SECONDS, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.audit import Auditor
     from virtiofs.fs.passthrough.account import Quota
 
 # How long a worker may take to finish its requests before it is killed.
@@ -43,7 +44,8 @@ class Share:
 
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
-    may still take when the guest resets the device (None: for ever).
+    may still take when the guest resets the device (None: for ever).  `audit`: who
+    writes down what the guest does.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Share:
         window_size: int = 0,
         keep: Sequence[int] = (),
         patience: float | None = None,
+        audit: Auditor | None = None,
     ):
+        self.audit = audit
         self.keep = keep
         self.patience = patience
         self.tag = tag
@@ -192,6 +196,9 @@ class Port:
             select.select([left.handle for left in self._leaving], [], [], wait)
             self._reap()
             self.expire()
+        if self.share.audit is not None:
+            self.share.audit.close()
+            self.share.audit = None
 
     def recover(self) -> None:
         """After `lost`: wait for the next front end with a fresh worker."""

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from virtiofs.fs.filesystem cimport Filesystem
 from virtiofs.fs.passthrough.account cimport Quota
+from virtiofs.fs.passthrough.audit cimport Audit
 from virtiofs.fs.passthrough.context cimport Ownership, Share
 from virtiofs.fs.passthrough.verdicts cimport Verdicts
 
@@ -12,6 +13,7 @@ cdef class Passthrough(Filesystem):
     cdef readonly str directory
     cdef Quota quota
     cdef Verdicts verdicts
+    cdef Audit audit
     cdef object window           # what the share's pointer leads to
 
     cdef void free(self)

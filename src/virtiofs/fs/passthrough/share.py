@@ -27,6 +27,7 @@ from cython.cimports.posix.mman import (
 from cython.cimports.virtiofs.fs.filesystem import Filesystem
 from cython.cimports.virtiofs.fs.passthrough.account import Quota
 from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
+from cython.cimports.virtiofs.fs.passthrough.audit import Audit
 from cython.cimports.virtiofs.fs.passthrough.context import (
     NAME_ROOM,
     OWNERS_AS_IS,
@@ -182,6 +183,7 @@ class Passthrough(Filesystem):
     `dax_from`: the device has a DAX window, once `use_window` says which, and the guest is told to use it for files of
     at least so many bytes (0: for none, but its mount may ask for it; None: there is no window).
     `policy`: what the guest may see and do (`policy.rules.Policy`); `log` is given a line for what goes wrong in it.
+    `audit`: who is told of what the guest does (`audit.Audit`).
 
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
     stored; `ValueError` for an unknown mode or a name that is too long.
@@ -218,6 +220,7 @@ class Passthrough(Filesystem):
         dax_from: int | None = None,
         policy: object = None,
         log: object = None,
+        audit: Audit | None = None,
     ):
         import resource
 
@@ -296,7 +299,7 @@ class Passthrough(Filesystem):
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS | mode.init_flags
-        if read_only and mode.unopened:
+        if read_only and mode.unopened and audit is None:
             self.init_flags |= layout.FUSE_NO_OPENDIR_SUPPORT
             # Nobody gives an flock(2) back that a guest takes without a handle; O_DIRECT comes with OPEN only.
             if not shared_locks and not direct_io:
@@ -336,6 +339,10 @@ class Passthrough(Filesystem):
             self.verdicts = Verdicts(policy, log)
             self.verdicts.begin(share)
             enforce(share, self.table)
+        if audit is not None:
+            self.audit = audit
+            audit.begin(share, self.table)
+            self.read_only = False  # it refuses what changes, so that it is told of
 
     def __dealloc__(self):
         share: cython.pointer(Share) = cython.address(self.share)

@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fs.passthrough.account import Quota
+from virtiofs.fs.passthrough.audit import Audit
 from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
 from virtiofs.fs.policy.rules import Policy
@@ -49,6 +50,7 @@ class Passthrough(Filesystem):
         dax_from: int | None = None,
         policy: Policy | None = None,
         log: Callable[[str], None] | None = None,
+        audit: Audit | None = None,
     ) -> None: ...
     @property
     def directory(self) -> str: ...

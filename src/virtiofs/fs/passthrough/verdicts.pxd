@@ -73,4 +73,5 @@ cdef int set_mark(Share* share, uint64_t nodeid, bint directory, uint32_t state,
 cdef int answer_node(Share* share, Request* request, Mark* mark) noexcept nogil
 cdef int answer_name(Share* share, Request* request, uint64_t parent, const char* name, uint32_t size) noexcept nogil
 cdef void show_owner(Share* share, uint64_t verdict, uint32_t* uid, uint32_t* gid) noexcept nogil
+cdef Py_ssize_t path_of(Share* share, int fd, char* path) noexcept nogil
 cdef bint may_wait(Request* request) noexcept nogil

@@ -6,7 +6,7 @@ cdef enum:
     MOST_LISTS = 64          # a verdict is a word with a bit for each
     MOST_STATES = 1 << 16
     MOST_ITEMS = 1 << 24     # in all states
-    KNOWN_NAMES = 1 << 12    # a power of two
+    KNOWN_NAMES = 1 << 14    # a power of two
     NAME_ROOM = 96
 
 cdef extern from *:
@@ -29,7 +29,7 @@ cdef struct Segment:
     uint32_t offset          # into the matcher's tokens
     uint32_t size            # tokens, or bytes
     uint32_t pattern
-    uint32_t next            # floating literal of the same hash
+    uint32_t next            # floating one in the same place: see Tables
     uint8_t kind
     uint8_t last             # of its pattern
 
@@ -63,10 +63,11 @@ cdef struct Tables:
     uint16_t* tokens
     uint8_t* bytes           # the same tokens, where they are bytes
     uint8_t (*classes)[256]
-    uint32_t* globs          # floating segments that are no literals
-    uint32_t glob_count
-    uint32_t* literals       # buckets of floating literals
+    uint32_t* literals       # buckets of floating literals; what is in a place is linked, and counted from 1
     uint32_t literal_mask
+    uint32_t by_first[256]   # other floating segments, by the byte that they begin with
+    uint32_t by_last[256]    # or, where that may be any, end with
+    uint32_t by_none         # or neither
     uint32_t list_count
     pthread_mutex_t lock     # over what follows
     State* states
@@ -93,6 +94,7 @@ cdef class Matcher:
     cdef uint32_t free_class
 
     cdef uint32_t allocate(self, object lists) except? 0
+    cdef int home_of(self, object tokens, Segment* segment, uint32_t** home) except? -1
     cdef int add(self, object pattern, uint32_t number, uint8_t list) except? -1
 
 cdef void name_verdict(Tables* tables, uint32_t state, const char* name, uint32_t size, Verdict* verdict) noexcept nogil

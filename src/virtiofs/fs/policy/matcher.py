@@ -9,8 +9,7 @@ and belong to no state.
 A verdict is a word: one bit for each list of patterns (`rules.py` says what they mean).  In a list the last pattern
 that matches decides, and what is below a directory that is in the list is in the list too, as git has it.
 
-The verdicts of names that were asked for lately are kept with their directory's state: a small table that is read
-without a lock.
+The verdicts of names that were asked for lately are kept with their directory's state (`known.py`).
 """
 
 import cython
@@ -32,14 +31,8 @@ from cython.cimports.virtiofs.fs.passthrough.host import (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
-from cython.cimports.virtiofs.virtqueue.atomics import (
-    cas_u32,
-    fence,
-    load_acquire_u32,
-    load_u32,
-    store_release_u32,
-    store_u32,
-)
+from cython.cimports.virtiofs.fs.policy.known import hash_of, place_of, recall, remember
+from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
 
 from virtiofs.fs.policy.patterns import ANY, CLASS, DEEP, STAR
 
@@ -77,7 +70,6 @@ class Matcher:
             cython.cast(cython.size_t, tables.tokens),
             cython.cast(cython.size_t, tables.bytes),
             cython.cast(cython.size_t, tables.classes),
-            cython.cast(cython.size_t, tables.globs),
             cython.cast(cython.size_t, tables.literals),
             cython.cast(cython.size_t, tables.buckets),
             cython.cast(cython.size_t, tables.scratch),
@@ -119,7 +111,6 @@ class Matcher:
         tables.tokens = cython.cast(cython.pointer(uint16_t), calloc(tokens, cython.sizeof(uint16_t)))
         tables.bytes = cython.cast(cython.pointer(uint8_t), calloc(tokens, 1))
         tables.classes = cython.cast(cython.pointer(uint8_t[256]), calloc(classes, 256))
-        tables.globs = cython.cast(cython.pointer(uint32_t), calloc(count, cython.sizeof(uint32_t)))
         tables.literals = cython.cast(cython.pointer(uint32_t), calloc(literals, cython.sizeof(uint32_t)))
         tables.buckets = cython.cast(cython.pointer(uint32_t), calloc(STATE_BUCKETS, cython.sizeof(uint32_t)))
         tables.scratch = cython.cast(cython.pointer(uint32_t), calloc(3 * count, cython.sizeof(uint32_t)))
@@ -132,7 +123,6 @@ class Matcher:
             or tables.tokens == cython.NULL
             or tables.bytes == cython.NULL
             or tables.classes == cython.NULL
-            or tables.globs == cython.NULL
             or tables.literals == cython.NULL
             or tables.buckets == cython.NULL
             or tables.scratch == cython.NULL
@@ -174,27 +164,42 @@ class Matcher:
                     tables.tokens[self.free_token] = token
                     tables.bytes[self.free_token] = token & 0xFF
                 self.free_token += 1
-            if pattern.floating and kind == SEGMENT_LITERAL:
-                bucket = cython.address(
-                    tables.literals[
-                        hash_of(
-                            cython.cast(cython.p_char, cython.address(tables.bytes[segment.offset])),
-                            segment.size,
-                        )
-                        & tables.literal_mask
-                    ]
-                )
+            if pattern.floating:
+                self.home_of(tokens, segment, cython.address(bucket))
                 segment.next = bucket[0] - 1 if bucket[0] else NO_PATTERN
                 bucket[0] = tables.segment_count + 1
-            elif pattern.floating:
-                tables.globs[tables.glob_count] = tables.segment_count
-                tables.glob_count += 1
             tables.segment_count += 1
         segment.last = 1
         if not pattern.floating:
             # Where all paths begin: kept here until `begin`.
             tables.scratch[tables.item_count] = tables.segment_count - len(pattern.segments)
             tables.item_count += 1
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(-1)
+    def home_of(
+        self,
+        tokens: object,
+        segment: cython.pointer(Segment),
+        home: cython.pointer(cython.pointer(uint32_t)),
+    ) -> cython.int:
+        """Where a floating segment is found by a name that it may match."""
+        tables: cython.pointer(Tables) = cython.address(self.tables)
+        first: object = tokens[0]
+        last: object = tokens[len(tokens) - 1]
+        hash: uint32_t
+        if segment.kind == SEGMENT_LITERAL:
+            hash = hash_of(
+                cython.cast(cython.p_char, cython.address(tables.bytes[segment.offset])), segment.size
+            )
+            home[0] = cython.address(tables.literals[hash & tables.literal_mask])
+        elif isinstance(first, int) and first < 256:
+            home[0] = cython.address(tables.by_first[cython.cast(uint8_t, first)])
+        elif isinstance(last, int) and last < 256:
+            home[0] = cython.address(tables.by_last[cython.cast(uint8_t, last)])
+        else:
+            home[0] = cython.address(tables.by_none)
         return 0
 
     def verdict(self, path: bytes, directory: bool) -> int:
@@ -283,24 +288,6 @@ def begin(tables: cython.pointer(Tables)) -> cython.void:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def hash_of(name: cython.pointer(cython.const[cython.char]), size: uint32_t) -> uint32_t:
-    mixed: uint64_t = size
-    part: uint64_t = 0
-    at: uint32_t = 0
-    while at + 8 <= size:
-        memcpy(cython.address(part), name + at, 8)
-        mixed = (mixed ^ part) * cython.cast(uint64_t, 0x9E3779B97F4A7C15)
-        mixed ^= mixed >> 29
-        at += 8
-    part = 0
-    memcpy(cython.address(part), name + at, size - at)
-    mixed = (mixed ^ part) * cython.cast(uint64_t, 0x9E3779B97F4A7C15)
-    return mixed >> 32
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
 def name_verdict(
     tables: cython.pointer(Tables),
     state: uint32_t,
@@ -309,12 +296,12 @@ def name_verdict(
     verdict: cython.pointer(Verdict),
 ) -> cython.void:
     """What holds for `name` in a directory of this state."""
-    known: cython.pointer(Known) = place_of(tables, state, name, size)
+    place: uint32_t = place_of(state, name, size)
     below: uint32_t = NO_STATE
-    if recall(known, state, name, size, verdict, cython.address(below)):
+    if recall(tables, place, state, name, size, verdict, cython.address(below)):
         return
     judge(tables, state, name, size, verdict)
-    remember(known, state, name, size, verdict, NO_STATE)
+    remember(tables, place, state, name, size, verdict, NO_STATE)
 
 
 @cython.cfunc
@@ -327,84 +314,17 @@ def state_below(
     size: uint32_t,
 ) -> uint32_t:
     """The state of the directory `name` in one of this state; NO_STATE if there is no room for it."""
-    known: cython.pointer(Known) = place_of(tables, state, name, size)
+    place: uint32_t = place_of(state, name, size)
     verdict: Verdict
     below: uint32_t = NO_STATE
-    if not recall(known, state, name, size, cython.address(verdict), cython.address(below)):
+    if not recall(tables, place, state, name, size, cython.address(verdict), cython.address(below)):
         judge(tables, state, name, size, cython.address(verdict))
     if below == NO_STATE:
         pthread_mutex_lock(cython.address(tables.lock))
         below = step(tables, state, name, size, verdict.directory)
         pthread_mutex_unlock(cython.address(tables.lock))
-        remember(known, state, name, size, cython.address(verdict), below)
+        remember(tables, place, state, name, size, cython.address(verdict), below)
     return below
-
-
-# --- names that were asked for lately ---
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def place_of(
-    tables: cython.pointer(Tables),
-    state: uint32_t,
-    name: cython.pointer(cython.const[cython.char]),
-    size: uint32_t,
-) -> cython.pointer(Known):
-    return cython.address(
-        tables.known[(hash_of(name, size) ^ state * cython.cast(uint32_t, 0x9E3779B1)) & (KNOWN_NAMES - 1)]
-    )
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def recall(
-    known: cython.pointer(Known),
-    state: uint32_t,
-    name: cython.pointer(cython.const[cython.char]),
-    size: uint32_t,
-    verdict: cython.pointer(Verdict),
-    below: cython.pointer(uint32_t),
-) -> cython.bint:
-    """What is kept, if it is about this name.  Whoever writes it meanwhile makes it not so."""
-    lock: uint32_t = load_acquire_u32(cython.address(known.lock))
-    if lock & 1 or lock == 0 or known.state != state or known.size != size or size > NAME_ROOM:
-        return False
-    if memcmp(known.name, name, size) != 0:
-        return False
-    verdict.file = known.file
-    verdict.directory = known.directory
-    below[0] = known.below
-    fence()
-    return load_u32(cython.address(known.lock)) == lock
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def remember(
-    known: cython.pointer(Known),
-    state: uint32_t,
-    name: cython.pointer(cython.const[cython.char]),
-    size: uint32_t,
-    verdict: cython.pointer(Verdict),
-    below: uint32_t,
-) -> cython.void:
-    """Keep a verdict, unless somebody else is writing in the same place."""
-    lock: uint32_t = load_u32(cython.address(known.lock))
-    if size > NAME_ROOM or lock & 1 or not cas_u32(cython.address(known.lock), lock, lock + 1):
-        return
-    fence()
-    store_u32(cython.address(known.state), state)
-    known.size = size
-    known.file = verdict.file
-    known.directory = verdict.directory
-    known.below = below
-    memcpy(known.name, name, size)
-    # 0 is what was never written.
-    store_release_u32(cython.address(known.lock), lock + 2 if lock + 2 else 2)
 
 
 # --- matching ---
@@ -449,20 +369,34 @@ def compare(
     here: cython.pointer(State) = cython.address(tables.states[state])
     i: uint32_t
     segment: cython.pointer(Segment)
-    index: uint32_t = tables.literals[hash_of(name, size) & tables.literal_mask] - 1
+    try_all(tables, tables.literals[hash_of(name, size) & tables.literal_mask], name, size, best)
+    try_all(tables, tables.by_first[cython.cast(uint8_t, name[0])], name, size, best)
+    try_all(tables, tables.by_last[cython.cast(uint8_t, name[size - 1])], name, size, best)
+    try_all(tables, tables.by_none, name, size, best)
+    for i in range(here.count):
+        segment = cython.address(tables.segments[tables.items[here.first + i]])
+        if segment.last and segment_matches(tables, segment, name, size):
+            note(tables, segment.pattern, best)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def try_all(
+    tables: cython.pointer(Tables),
+    first: uint32_t,
+    name: cython.pointer(cython.const[cython.char]),
+    size: uint32_t,
+    best: cython.pointer(Best),
+) -> cython.void:
+    """Compare a name with the floating segments of one place."""
+    segment: cython.pointer(Segment)
+    index: uint32_t = first - 1
     while index != NO_PATTERN:
         segment = cython.address(tables.segments[index])
         if segment_matches(tables, segment, name, size):
             note(tables, segment.pattern, best)
         index = segment.next
-    for i in range(tables.glob_count):
-        segment = cython.address(tables.segments[tables.globs[i]])
-        if segment_matches(tables, segment, name, size):
-            note(tables, segment.pattern, best)
-    for i in range(here.count):
-        segment = cython.address(tables.segments[tables.items[here.first + i]])
-        if segment.last and segment_matches(tables, segment, name, size):
-            note(tables, segment.pattern, best)
 
 
 @cython.cfunc
