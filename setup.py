@@ -34,6 +34,8 @@ COMPILED = [
     "virtiofs.metadata.table",
     "virtiofs.metadata.follower",
     "virtiofs.fs.filesystem",
+    "virtiofs.fs.policy.known",
+    "virtiofs.fs.policy.matcher",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",
     "virtiofs.fs.passthrough.inodes",
@@ -59,6 +61,13 @@ COMPILED = [
     "virtiofs.fs.passthrough.changes",
     "virtiofs.fs.passthrough.validity",
     "virtiofs.fs.passthrough.single",
+    "virtiofs.fs.passthrough.ruled",
+    "virtiofs.fs.passthrough.verdicts",
+    "virtiofs.fs.passthrough.policynodes",
+    "virtiofs.fs.passthrough.policynames",
+    "virtiofs.fs.passthrough.policylistings",
+    "virtiofs.fs.passthrough.policy",
+    "virtiofs.fs.passthrough.audit",
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"

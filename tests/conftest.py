@@ -19,8 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("all", *devices.KINDS),
         default="all",
-        help="what to test: ours, ours-unprivileged (run by an ordinary user), c (virtiofsd of QEMU 7.2), rust (that of"
-        " Debian 13, for what is mounted), mount (`virtiofs mount`), relay (`virtiofs mount --socket` of ours), or all"
+        help="what to test: ours, ours-policy (with a policy that allows all), ours-unprivileged (run by an ordinary"
+        " user), c (virtiofsd of QEMU 7.2), rust (that of Debian 13, for what is mounted), mount (`virtiofs mount`),"
+        " relay (`virtiofs mount --socket` of ours), or all"
         " that can run here",
     )
     parser.addoption(

@@ -26,7 +26,8 @@ DAEMONS = (
     "rust",
 )  # what can be sent requests; rust: only where marked also_rust
 MOUNTS = ("mount", "relay")  # what programs speak to, through the host's kernel (mounting.py)
-KINDS = (*DAEMONS, *MOUNTS)
+POLICED = "ours-policy"  # ours, with a policy that allows all that tests do
+KINDS = (*DAEMONS, POLICED, *MOUNTS)
 NOBODY = 54321  # who runs our daemon without privilege: no user of this host
 # Behaviours that an ordinary user's daemon can not have, and what is in the way.
 GIVES_AWAY = "only root gives files to another owner"
@@ -118,7 +119,7 @@ def family_of(pid: int) -> list[int]:
 
 def available(kind: str) -> str:
     """Empty if daemons of this kind can run here, else why not."""
-    if kind == "ours":
+    if kind in ("ours", POLICED):
         return ""
     if kind == "ours-unprivileged":
         return (
@@ -252,7 +253,36 @@ def start(
         return start_c_virtiofsd(directory, options)
     if kind == "rust":
         return start_rust_virtiofsd(directory, options)
+    if kind == POLICED:
+        return start_policed(directory, options)
     return start_ours(directory, options, NOBODY if kind == "ours-unprivileged" else None)
+
+
+# Patterns of every kind, for names that no test has.
+LARGE_POLICY = """
+hide = [{names}, "*.hidden-[a-z]*", "/nowhere/", "/nowhere/**/below"]
+deny = ["/nowhere/denied/*", "denied-?-*"]
+read-only = ["**/kept/kept-*"]
+"""
+
+
+def large_policy(count: int) -> str:
+    """A policy of about so many patterns, none of which matches the name of a file of a test."""
+    names = [f"unheard-of-{i}" for i in range(count // 2)]
+    names += [f"*.unheard-of-{i}" for i in range(count // 4)]
+    names += [f"unheard-of-{i}-*-[0-9]" for i in range(count // 4)]
+    return LARGE_POLICY.format(names=", ".join(f'"{name}"' for name in names))
+
+
+@contextlib.contextmanager
+def start_policed(directory: Path, options: Sequence[str] = ()) -> Iterator[RunningDevice]:
+    """Our daemon with a policy of a thousand patterns."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as policy:
+        policy.write(large_policy(1000))
+        policy.flush()
+        with start_ours(directory, ["--policy", policy.name, *options]) as running:
+            running.kind = POLICED
+            yield running
 
 
 @contextlib.contextmanager

@@ -20,12 +20,16 @@ _HOMES = {
     "Entry": "virtiofs.fs.python.replies",
     "Opened": "virtiofs.fs.python.replies",
     "Statistics": "virtiofs.fs.python.replies",
+    "Owner": "virtiofs.fs.policy.rules",
+    "Policy": "virtiofs.fs.policy.rules",
     "serve": "virtiofs.daemon.embedded",
 }
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.embedded import serve as serve
+    from virtiofs.fs.policy.rules import Owner as Owner
+    from virtiofs.fs.policy.rules import Policy as Policy
     from virtiofs.fs.python.filesystem import DirectoryEntry as DirectoryEntry
     from virtiofs.fs.python.filesystem import Filesystem as Filesystem
     from virtiofs.fs.python.paths import PathFilesystem as PathFilesystem

@@ -20,6 +20,8 @@ COMMANDS = {
     "run": "run a command in a throw-away guest that has directories shared",
     "workspace": "look at what a guest changed of a directory, keep it, or throw it away",
     "kata-sim": "start a guest the way Kata does, with containers on the share",
+    "policy": "try the rules of a policy",
+    "audit": "verify or show what --audit wrote",
     "check": "check that a virtio-fs device is right and robust",
     "bench-guest": "compare what a guest can have its files by: virtio-fs, 9p, NFS, a disk image",
     "bench": "measure virtio-fs daemons side by side",

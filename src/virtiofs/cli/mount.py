@@ -183,14 +183,18 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
         return 1
+    finally:
+        audit = getattr(share, "audit", None)
+        if audit is not None:
+            audit.close()
 
 
 def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
     """The share of a directory or a file, and its absolute path.  Raises `ValueError` and `OSError`."""
-    settings = serve.passthrough_settings(options)
+    settings = serve.passthrough_settings(options, log)
     path = serve.check_path(options.directory)
     check_apart(path, options.directory, options.mountpoint)
-    walls = serve.make_walls(options, log)
+    walls = serve.make_walls(options, log, settings)
     return (
         serve.make_share(
             serve.DEFAULT_TAG,

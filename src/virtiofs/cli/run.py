@@ -54,6 +54,7 @@ class Mount(NamedTuple):
     read_only: bool
     quota: str = ""
     workspace: str = ""
+    policy: str = ""
     options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
 
 
@@ -101,6 +102,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="an argument of the class that a --share names; may be repeated",
+    )
+    add(
+        "--policy",
+        metavar="FILE",
+        help="apply this policy to each directory that is shared (docs/policy.md)",
     )
     add("--rootfs", metavar="DIR[:ro]", help="boot with DIR as the guest's root file system")
     add(
@@ -321,6 +327,8 @@ def _serve_command(mount: Mount, share: Share, queues: int, ready: int) -> list[
         command += ["--quota", mount.quota]
     if mount.workspace:
         command += ["--workspace", mount.workspace]
+    if mount.policy:
+        command += ["--policy", mount.policy]
     for option in mount.options or ():
         command += ["--option", option]
     return command + (["--readonly"] if mount.read_only else [])
@@ -425,6 +433,12 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
         raise GuestError("--cache adaptive needs --metadata-table, which says what changed when")
     if args.daemon is not None and any(mount.quota for mount in mounts):
         raise GuestError("--daemon names another daemon; the quota is for it to keep")
+    if args.policy is not None:
+        if args.daemon is not None:
+            raise GuestError("--daemon names another daemon; the policy is for it to keep")
+        mounts = [
+            mount if mount.options is not None else mount._replace(policy=args.policy) for mount in mounts
+        ]
     classes = [mount for mount in mounts if mount.options is not None]
     if args.option:
         if len(classes) != 1:

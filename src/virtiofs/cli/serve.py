@@ -29,17 +29,19 @@ import argparse
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtiofs.cli import ownership, pythonshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.audit import Auditor
     from virtiofs.daemon.log import Log
     from virtiofs.daemon.port import Port, Share
     from virtiofs.daemon.supervisor import Supervisor
     from virtiofs.fs.passthrough.share import Passthrough
+    from virtiofs.fs.policy.rules import Policy
     from virtiofs.sandbox.walls import Place, Walls
 
 MAX_QUEUES = 64
@@ -134,6 +136,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_share_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments about what is shared and how safely, whoever it is shared with."""
     parser.add_argument("--readonly", action="store_true", help="refuse every change")
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="hide, deny and protect files by the patterns of a TOML file, or of a class as module:Class"
+        " (docs/policy.md)",
+    )
+    parser.add_argument(
+        "--audit",
+        metavar="FILE",
+        help="append what the guest does to this file, as hash-chained JSON lines (docs/audit.md); with --socket-dir, a"
+        " directory, which gets TAG.jsonl for each share",
+    )
+    parser.add_argument(
+        "--audit-operations",
+        metavar="LIST",
+        default="changes,opens,refusals",
+        help="what is recorded: changes, opens, refusals, all, or names of operations (%(default)s)",
+    )
+    parser.add_argument(
+        "--audit-full",
+        choices=["wait", "note"],
+        default="wait",
+        help="what a request does whose record finds no room: wait for it, or go on and have the loss noted"
+        " (%(default)s)",
+    )
     parser.add_argument(
         "--cache",
         metavar="MODE",
@@ -287,7 +314,7 @@ def main(options: argparse.Namespace) -> int:
     ports: list[Port] = []
     try:
         check_numbers(options)
-        settings = passthrough_settings(options)
+        settings = passthrough_settings(options, log)
         window = window_size(options.dax_window)
         if window:
             settings["dax_from"] = DAX_FROM[options.dax or "inode"]
@@ -307,10 +334,10 @@ def main(options: argparse.Namespace) -> int:
             share, walls = python_share(options, log)
             ports.append(single_port(options, share, log))
         elif options.socket_dir is None:
-            walls = make_walls(options, log)
+            walls = make_walls(options, log, settings)
             ports.append(single_port(options, directory_share(options, settings, walls, window), log))
         else:
-            walls = make_walls(options, log)
+            walls = make_walls(options, log, settings)
             add_port = port_maker(options, settings, walls, log, ports, window)
             for text in options.share:
                 ports.append(add_port(text))
@@ -371,7 +398,7 @@ def window_size(text: str | None) -> int:
     return size
 
 
-def make_walls(options: argparse.Namespace, log: Log) -> Walls:
+def make_walls(options: argparse.Namespace, log: Log, settings: dict[str, Any]) -> Walls:
     """The walls around each worker.  Raises `ValueError` and `OSError`."""
     from virtiofs.sandbox.walls import Walls
 
@@ -385,11 +412,12 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         dax=getattr(options, "dax_window", None) is not None,
         watcher=options.metadata_table,
         warn=log.warning,
+        features=("python",) if settings["policy"] is not None and settings["policy"].ask_about else (),
         **ownership.id_maps(options),
     )
 
 
-def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
+def passthrough_settings(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """What the options say of every share, as arguments of `Passthrough`.  Raises `ValueError`."""
     return {
         "max_open": options.max_open,
@@ -404,8 +432,48 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
         "wait_limit": options.lock_wait,
         "pool_threads": options.thread_pool_size,
         "announce_submounts": not options.no_announce_submounts,
+        "policy": load_policy(options.policy),
+        "log": log.error,
+        "audit": audit_settings(options),
         **ownership.share_options(options),
     }
+
+
+def audit_settings(options: argparse.Namespace) -> Callable[[str, str], Auditor] | None:
+    """What begins the audit of a share, by its tag and directory.  Raises `ValueError`, as that does."""
+    if options.audit is None:
+        return None
+    from virtiofs.daemon.audit import Auditor, operations
+    from virtiofs.daemon.log import Log
+
+    many = getattr(options, "socket_dir", None) is not None
+    wanted = operations(options.audit_operations)
+    if getattr(options, "dax_window", None) is not None:
+        raise ValueError(
+            "a share has an audit or a DAX window: what is stored through a mapping is not seen; use one of the two"
+        )
+    if many and not os.path.isdir(options.audit):
+        raise ValueError(f"with --socket-dir, --audit names a directory, not {options.audit}")
+
+    def begin(tag: str, directory: str) -> Auditor:
+        path = os.path.join(options.audit, f"{tag}.jsonl") if many else options.audit
+        refuse_inside((path,), directory)
+        return Auditor(path, tag, wanted, options.audit_full == "note", Log(options.log_level).error)
+
+    return begin
+
+
+def load_policy(text: str | None) -> Policy | None:
+    """The policy that an option names, and all that it may need behind the walls.  Raises `ValueError`."""
+    if text is None:
+        return None
+    from virtiofs.fs.policy import rules
+    from virtiofs.fs.python.loading import preload
+
+    policy = rules.load(text)
+    if policy.ask_about:
+        preload()
+    return policy
 
 
 def python_share(options: argparse.Namespace, log: Log) -> tuple[Share, Walls]:
@@ -578,6 +646,11 @@ def make_share(
     if not os.path.isdir(path):
         directory, only = os.path.split(path)
 
+    policy = settings.get("policy")
+    settings = dict(settings)
+    begin_audit = settings.pop("audit", None)
+    if policy is not None:
+        refuse_inside(policy.sources, directory)
     quota = None
     if limit and window:
         raise ValueError(
@@ -594,11 +667,19 @@ def make_share(
         from virtiofs.daemon.seats import Seats
 
         seats = Seats(directory)
+    audit = begin_audit(tag, directory) if begin_audit is not None else None
+    keep = (() if policy is None else policy.descriptors, () if audit is None else audit.descriptors)
 
     def make(place: Place) -> Passthrough:
-        table = None if seats is None else seats.sit()
         return Passthrough(
-            place.directory, read_only, only=only, proc=place.proc, quota=quota, metadata=table, **settings
+            place.directory,
+            read_only,
+            only=only,
+            proc=place.proc,
+            quota=quota,
+            metadata=None if seats is None else seats.sit(),
+            audit=None if audit is None else audit.make(),
+            **settings,
         )
 
     return Share(
@@ -611,7 +692,17 @@ def make_share(
         0 if read_only else window,
         seats=seats,
         only=only,
+        keep=(*keep[0], *keep[1]),
+        audit=audit,
     )
+
+
+def refuse_inside(sources: Sequence[str], directory: str) -> None:
+    """Raises `ValueError` for a policy, or an audit, that the guest could write."""
+    place = os.path.realpath(directory)
+    for source in sources:
+        if os.path.commonpath((place, os.path.realpath(source))) == place:
+            raise ValueError(f"{source} lies in {directory}, which it is about; keep it outside")
 
 
 def check_directory(path: str) -> str:

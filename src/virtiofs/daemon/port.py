@@ -30,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.seats import Seats
     from virtiofs.daemon.watcher import WatcherProcess
+    from virtiofs.daemon.audit import Auditor
     from virtiofs.fs.passthrough.account import Quota
 
 # How long a worker may take to finish its requests before it is killed.
@@ -46,7 +47,8 @@ class Share:
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
     may still take when the guest resets the device (None: for ever).  `seats`: in the tree's metadata table, which has
-    a watcher then.  `only`: the one file of the tree that is shared, "" if all of it is.
+    a watcher then.  `only`: the one file of the tree that is shared, "" if all of it is.  `audit`: who writes down what
+    the guest does.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Share:
         patience: float | None = None,
         seats: Seats | None = None,
         only: str = "",
+        audit: Auditor | None = None,
     ):
         self.only = only
+        self.audit = audit
         self.keep = keep
         self.seats = seats
         self.patience = patience
@@ -213,6 +217,9 @@ class Port:
             select.select([left.handle for left in self._leaving], [], [], wait)
             self._reap()
             self.expire()
+        if self.share.audit is not None:
+            self.share.audit.close()
+            self.share.audit = None
 
     def recover(self) -> None:
         """After `lost`: wait for the next front end with a fresh worker."""

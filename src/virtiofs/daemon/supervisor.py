@@ -110,6 +110,9 @@ class Supervisor:
             act = next((act for fd, act in sources if fd in happened), None)
             if act is not None and not self._ending:
                 self._deal(port, act)
+        for port in self._leaving:
+            if not port.sources():
+                port.finish()
         self._leaving = [port for port in self._leaving if port.sources()]
         for fd, _, answer in clients:
             if not self._ending and (fd in happened or milliseconds == 0):

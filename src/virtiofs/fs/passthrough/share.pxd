@@ -2,8 +2,10 @@
 from libc.stdint cimport uint32_t, uint64_t
 from virtiofs.fs.filesystem cimport Filesystem
 from virtiofs.fs.passthrough.account cimport Quota
+from virtiofs.fs.passthrough.audit cimport Audit
 from virtiofs.fs.passthrough.context cimport Ownership, Share
 from virtiofs.metadata.table cimport Table
+from virtiofs.fs.passthrough.verdicts cimport Verdicts
 
 cdef class Passthrough(Filesystem):
     cdef Share share
@@ -12,6 +14,8 @@ cdef class Passthrough(Filesystem):
     cdef readonly str directory
     cdef Quota quota
     cdef readonly Table metadata
+    cdef Verdicts verdicts
+    cdef Audit audit
     cdef object window           # what the share's pointer leads to
 
     cdef void free(self)

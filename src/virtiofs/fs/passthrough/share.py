@@ -28,6 +28,7 @@ from cython.cimports.virtiofs.fs.filesystem import Filesystem
 from cython.cimports.virtiofs.fs.passthrough.account import Quota
 from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
 from cython.cimports.virtiofs.fs.passthrough.changes import tell_of_changes
+from cython.cimports.virtiofs.fs.passthrough.audit import Audit
 from cython.cimports.virtiofs.fs.passthrough.context import (
     NAME_ROOM,
     OWNERS_AS_IS,
@@ -89,9 +90,11 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
     unlink,
 )
 from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfile
+from cython.cimports.virtiofs.fs.passthrough.policy import enforce
 from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
 from cython.cimports.virtiofs.fs.passthrough.removed import store_count
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
+from cython.cimports.virtiofs.fs.passthrough.verdicts import Verdicts
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
 from cython.cimports.virtiofs.fuse import layout
@@ -185,6 +188,8 @@ class Passthrough(Filesystem):
     `pool_threads`: who reads what is not cached, and waits for the disk (0: the queues' own threads).
     `dax_from`: the device has a DAX window, once `use_window` says which, and the guest is told to use it for files of
     at least so many bytes (0: for none, but its mount may ask for it; None: there is no window).
+    `policy`: what the guest may see and do (`policy.rules.Policy`); `log` is given a line for what goes wrong in it.
+    `audit`: who is told of what the guest does (`audit.Audit`).
 
     Raises `OSError` if the directory can not be opened, mandatory handles do not work, or owners can not be
     stored; `ValueError` for an unknown mode or a name that is too long.
@@ -221,6 +226,9 @@ class Passthrough(Filesystem):
         dax_from: int | None = None,
         metadata: Table | None = None,
         longest: float = 60.0,
+        policy: object = None,
+        log: object = None,
+        audit: Audit | None = None,
     ):
         import resource
 
@@ -304,7 +312,7 @@ class Passthrough(Filesystem):
         self.context = share
         self.reset = drop_all
         self.init_flags = INIT_FLAGS | mode.init_flags
-        if read_only and mode.unopened:
+        if read_only and mode.unopened and audit is None:
             self.init_flags |= layout.FUSE_NO_OPENDIR_SUPPORT
             # Nobody gives an flock(2) back that a guest takes without a handle; O_DIRECT comes with OPEN only.
             if not shared_locks and not direct_io:
@@ -345,6 +353,14 @@ class Passthrough(Filesystem):
         if share.only_size:
             self.init_flags &= ~READDIRPLUS_FLAGS
             show_only(share, self.table)
+        if policy is not None:
+            self.verdicts = Verdicts(policy, log)
+            self.verdicts.begin(share)
+            enforce(share, self.table)
+        if audit is not None:
+            self.audit = audit
+            audit.begin(share, self.table)
+            self.read_only = False  # it refuses what changes, so that it is told of
 
     def __dealloc__(self):
         share: cython.pointer(Share) = cython.address(self.share)
@@ -534,6 +550,7 @@ class Passthrough(Filesystem):
             "handles": self.share.handles.live,
             "descriptors": self.share.inodes.pool_size,
             "evictions": self.share.inodes.evictions,
+            **({} if self.verdicts is None else self.verdicts.statistics()),
         }
 
 

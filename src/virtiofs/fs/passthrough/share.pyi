@@ -1,11 +1,13 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fs.passthrough.account import Quota
+from virtiofs.fs.passthrough.audit import Audit
 from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
 from virtiofs.metadata.table import Table
+from virtiofs.fs.policy.rules import Policy
 
 class CacheMode(NamedTuple):
     valid: float
@@ -49,6 +51,9 @@ class Passthrough(Filesystem):
         dax_from: int | None = None,
         metadata: Table | None = None,
         longest: float = 60.0,
+        policy: Policy | None = None,
+        log: Callable[[str], None] | None = None,
+        audit: Audit | None = None,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
