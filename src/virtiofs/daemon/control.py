@@ -21,12 +21,13 @@ from typing import Any
 
 from virtiofs.daemon import metrics
 from virtiofs.daemon.log import Log
-from virtiofs.daemon.port import SocketFile
-from virtiofs.daemon.supervisor import Supervisor
+from virtiofs.daemon.observed import Observed, Shares
+from virtiofs.daemon.socketfile import SocketFile
 
 MAX_LINE = 65536
 MAX_CLIENTS = 16
 CHUNK = 65536
+MAX_NODES = 64
 
 
 class Client:
@@ -37,6 +38,8 @@ class Client:
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.ended = False  # it will send nothing more
+        self.fds: list[int] = []  # go with the next byte; of ports
+        self.traced: list[Observed] = []
 
     @property
     def has_line(self) -> bool:
@@ -46,7 +49,7 @@ class Client:
 class Control:
     """Answers on `listener`, whose file `path` is removed at the end, what is asked of `supervisor`."""
 
-    def __init__(self, listener: socket.socket, path: str, supervisor: Supervisor, log: Log):
+    def __init__(self, listener: socket.socket, path: str, supervisor: Shares, log: Log):
         self._listener = listener
         self._file = SocketFile(path)
         self._supervisor = supervisor
@@ -92,6 +95,8 @@ class Control:
 
     def _drop(self, client: Client) -> None:
         client.socket.close()
+        for port in client.traced:
+            port.end_trace()
         self._clients.remove(client)
 
     def _serve(self, client: Client) -> None:
@@ -103,7 +108,11 @@ class Control:
             if client.has_line:
                 line, _, rest = bytes(client.incoming).partition(b"\n")
                 client.incoming[:] = rest
-                client.outgoing += json.dumps(answer(self._supervisor, line)).encode() + b"\n"
+                reply = answer(self._supervisor, line)
+                traced = reply.get("result")
+                if isinstance(traced, Observed):
+                    reply = begin_trace(client, traced)
+                client.outgoing += json.dumps(reply).encode() + b"\n"
                 self._flush(client)
         except ConnectionError:
             self._drop(client)
@@ -124,12 +133,25 @@ class Control:
     def _flush(self, client: Client) -> None:
         try:
             while client.outgoing:
-                del client.outgoing[: client.socket.send(client.outgoing)]
+                # A byte is sent as well, or nothing is.
+                del client.outgoing[: socket.send_fds(client.socket, [client.outgoing], client.fds)]
+                client.fds = []
         except BlockingIOError:
             pass  # it is read slowly: more when there is room
 
 
-def answer(supervisor: Supervisor, line: bytes) -> dict[str, Any]:
+def begin_trace(client: Client, port: Observed) -> dict[str, Any]:
+    """Give a client a port's ring, for as long as it stays: the answer to its request."""
+    try:
+        ring = port.begin_trace()
+    except OSError as error:
+        return {"error": f"cannot trace {port.tag}: {error}"}
+    client.fds.append(ring)
+    client.traced.append(port)
+    return {"result": {"tag": port.tag, "directory": port.where}}
+
+
+def answer(supervisor: Shares, line: bytes) -> dict[str, Any]:
     """Obey one line: `{"result": VALUE}` or `{"error": TEXT}`."""
     try:
         request = json.loads(line)
@@ -149,20 +171,22 @@ def answer(supervisor: Supervisor, line: bytes) -> dict[str, Any]:
         return {"error": "this request lacks an argument, or is no JSON"}
     except (ValueError, OSError) as error:
         return {"error": str(error)}
+    except (LookupError, AttributeError):
+        return {"error": "the answer of a worker makes no sense"}
 
 
 def describe(arguments: dict[str, type]) -> str:
-    words = {str: "a string", bool: "true or false"}
+    words = {str: "a string", bool: "true or false", list: "a list of numbers"}
     return ", ".join(f"{key} ({words[kind]})" for key, kind in arguments.items()) or "nothing"
 
 
-def listing(supervisor: Supervisor) -> list[dict[str, Any]]:
+def listing(supervisor: Shares) -> list[dict[str, Any]]:
     """What is shared, without asking the workers."""
     return [
         {
             "tag": port.tag,
-            "directory": port.share.where,
-            "read_only": port.share.read_only,
+            "directory": port.where,
+            "read_only": port.read_only,
             "socket": port.path,
             "connected": port.peer,
         }
@@ -170,24 +194,41 @@ def listing(supervisor: Supervisor) -> list[dict[str, Any]]:
     ]
 
 
-def add(supervisor: Supervisor, share: str) -> str | None:
+def add(supervisor: Shares, share: str) -> str | None:
     return supervisor.add(share).path
 
 
-def remove(supervisor: Supervisor, tag: str, force: bool = False) -> None:
+def remove(supervisor: Shares, tag: str, force: bool = False) -> None:
     supervisor.remove(tag, force)
 
 
-def set_log_level(supervisor: Supervisor, level: str) -> None:
+def set_log_level(supervisor: Shares, level: str) -> None:
     supervisor.set_log_level(level)
+
+
+def counters(supervisor: Shares) -> list[dict[str, Any]]:
+    """The state of each share with its counters by operation (see `QueueLoop.counters`)."""
+    return [{**port.status(), "operations": port.counters()} for port in supervisor.ports]
+
+
+def paths(supervisor: Shares, tag: str, nodes: list[int]) -> dict[str, Any]:
+    if len(nodes) > MAX_NODES or not all(type(node) is int and 0 < node < 1 << 64 for node in nodes):
+        raise ValueError(f"nodes are at most {MAX_NODES} node ids")
+    return supervisor.find(tag).paths(nodes)
 
 
 # Arguments by name with their types, and the function that takes them.
 COMMANDS: dict[str, tuple[dict[str, type], Callable[..., Any]]] = {
-    "status": ({}, Supervisor.status),
+    "status": ({}, lambda supervisor: supervisor.status()),
     "list": ({}, listing),
     "add": ({"share": str}, add),
     "remove": ({"tag": str, "force": bool}, remove),
     "log-level": ({"level": str}, set_log_level),
+    "counters": ({}, counters),
+    "trace": (
+        {"tag": str},
+        lambda supervisor, tag: supervisor.find(tag),
+    ),  # the port's ring goes with the answer
+    "paths": ({"tag": str, "nodes": list}, paths),
     "metrics": ({}, lambda supervisor: metrics.text(supervisor.ports)),
 }

@@ -34,6 +34,7 @@ from cython.cimports.virtiofs.fs.passthrough.context import (
     OWNERS_STORED,
 )
 from cython.cimports.virtiofs.fs.passthrough.credentials import read_permitted
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.directories import (
     fsyncdir,
     opendir,
@@ -67,6 +68,8 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     WAY_HANDLE,
     Inode,
     inode_forget_all,
+    inode_pin,
+    inode_unpin,
     store_free,
     store_init,
 )
@@ -508,6 +511,24 @@ class Passthrough(Filesystem):
     def close(self) -> None:
         """Close every descriptor of the share."""
         self.free()
+
+    def path_of(self, nodeid: int) -> str | None:
+        """Where the host's kernel says that the file is now, from the shared directory; None: it is not known."""
+        node: uint64_t = nodeid
+        inode: cython.pointer(Inode) = inode_pin(cython.address(self.share.inodes), node)
+        if inode == cython.NULL:
+            return None
+        try:
+            fd = inode_descriptor(cython.address(self.share.inodes), inode)
+            if fd < 0:
+                return None
+            root = os.readlink(str(self.share.root), dir_fd=self.share.proc)
+            path = os.readlink(str(fd), dir_fd=self.share.proc)
+        except OSError:
+            return None
+        finally:
+            inode_unpin(cython.address(self.share.inodes), inode)
+        return path.removeprefix(root.rstrip("/")) or "/"
 
     def statistics(self) -> dict[str, int]:
         """Inodes and handles the guest holds, descriptors in the pool and how often one was taken from it."""
