@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask a running daemon, or change what it shares, over its control socket (`virtiofs serve --control PATH`).
 
-virtiofs ctl PATH status [--json]        what is shared, who is connected, what was served
-virtiofs ctl PATH list                   tags, directories and sockets only
-virtiofs ctl PATH add TAG=DIR[:ro][:quota=SIZE]   share one more; prints its socket
-virtiofs ctl PATH remove TAG [--force]   share it no more; refused while a VM is connected
-virtiofs ctl PATH log-level LEVEL        off, error, warning, info or debug
-virtiofs ctl PATH metrics [--http PORT]  counters in the Prometheus text format, once or for a scraper
+    virtiofs ctl PATH status [--json]        what is shared, who is connected, what was served
+    virtiofs ctl PATH list                   tags, directories and sockets only
+    virtiofs ctl PATH add TAG=DIR[:ro][:quota=SIZE]   share one more; prints its socket
+    virtiofs ctl PATH remove TAG [--force]   share it no more; refused while a VM is connected
+    virtiofs ctl PATH log-level LEVEL        off, error, warning, info or debug
+    virtiofs ctl PATH metrics [--http PORT]  counters in the Prometheus text format, once or for a scraper
+
+Programs write lines of JSON there (docs/control.md).
 """
 
 from __future__ import annotations

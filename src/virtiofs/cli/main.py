@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Container
 
 import virtiofs
 
@@ -24,9 +25,8 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def make_parser(wanted: Container[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The command line, with the options of `wanted` commands only: each costs imports."""
     parser = argparse.ArgumentParser(
         prog="virtiofs",
         description="Share host directories with virtual machines (virtio-fs).",
@@ -34,9 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"virtiofs {virtiofs.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    named = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        if name == named:
+        if name in wanted:
             module = importlib.import_module(f"virtiofs.cli.{name}")
             command = commands.add_parser(name, help=summary, description=module.__doc__)
             command.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -44,7 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
             command.set_defaults(main=module.main)
         else:
             commands.add_parser(name, help=summary, add_help=False)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    options = make_parser([] if named is None else [named]).parse_args(arguments)
     try:
         return int(options.main(options))
     except KeyboardInterrupt:

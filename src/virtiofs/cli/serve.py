@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=DEFAULT_QUEUES,
-        help="request queues a VMM may use, 1 to 64 (%(default)s: one for each processor, at most 8)",
+        help="request queues a VMM may use, 1 to 64 (default: one for each processor, at most 8)",
     )
     parser.add_argument(
         "--thread-pool-size",

@@ -90,6 +90,9 @@ def main(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"virtiofs top: {describe(error)}", file=sys.stderr)
         return 1
+    except (LookupError, TypeError, AttributeError) as error:  # of another version, or a worker that lies
+        print(f"virtiofs top: the answer of a daemon makes no sense: {error!r}", file=sys.stderr)
+        return 1
     return 0
 
 
