@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test heavy check bench bench-guest build debug fuzz guests testbed testbed-trixie lint types quick clean
+.PHONY: help demo test heavy check bench bench-guest build debug fuzz guests packages manual testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
@@ -21,6 +21,8 @@ help:
 	@echo "make guests   Debian packages and a kernel for guests"
 	@echo "make testbed  that, libvirt and virtme-ng, and as root a newer QEMU and kernel, beside the system"
 	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=qemu kernel for those)"
+	@echo "make packages sdist and wheels in dist/, installed and tried on a bare Debian 12 and 13 (root; docs/packaging.md)"
+	@echo "make manual   manual pages and shell completions, from the option tables"
 	@echo "make clean    remove what was built"
 
 demo: build guests
@@ -88,6 +90,14 @@ testbed-trixie:
 docs/conformance.md: build guests
 	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
 	-$(VENV)/bin/virtiofs check --installed --quiet --markdown $@
+
+# sdist and wheels, tried on a bare Debian 12 and 13 (root).
+packages: $(VENV)/.installed
+	@$(RUN) tools/packages
+
+manual: build
+	$(RUN) tools/manual
+	$(RUN) tools/completions
 
 docs/operations.md: build
 	$(RUN) tools/operations >$@

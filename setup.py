@@ -24,6 +24,7 @@ COMPILED = [
     "virtiofs.fuse.session",
     "virtiofs.fuse.waiting",
     "virtiofs.fuse.pool",
+    "virtiofs.fuse.tracing",
     "virtiofs.fuse.serving",
     "virtiofs.fuse.loop",
     "virtiofs.fuse.devfuse",

@@ -16,7 +16,10 @@ import pytest
 
 import devices
 from mounting import SECONDS, USER, Mounted, command, gone, mounted, unavailable
+from virtiofs.cli.ctl import ask
+from virtiofs.cli.trace import Talk
 from virtiofs.fuse.mountpoint import mounts
+from virtiofs.fuse.records import Reader
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 as_user = pytest.mark.skipif(bool(unavailable(user=True)), reason=unavailable(user=True))
@@ -213,3 +216,40 @@ def test_in_the_background_the_command_returns_when_it_is_mounted(tmp_path: Path
     finally:
         subprocess.run(["umount", place], check=True)
     assert "there is no directory" in refused("--background", share, tmp_path / "missing")
+
+
+def test_a_mount_answers_on_its_control_socket(tmp_path: Path) -> None:
+    control = str(tmp_path / "control")
+    with mounted(tmp_path, "--control", control) as running:
+        with Talk(control) as talk:
+            _, (fd,) = talk.ask({"do": "trace", "tag": str(running.place)})
+            reader = Reader(fd)
+            os.close(fd)
+            (running.place / "new").write_text("x")
+            operations = {record.operation for record in reader.read()[0]}
+            assert operations >= {"create", "write"}
+            reader.close()
+        (status,) = ask(control, {"do": "status"})["result"]
+        assert status["tag"] == str(running.place) and status["filesystem"]["inodes"] == 2
+        node = {"do": "paths", "tag": status["tag"], "nodes": [1]}
+        assert ask(control, node) == {"result": {"1": "/"}}
+        assert 'operation="create"} 1' in ask(control, {"do": "metrics"})["result"]
+        assert "one directory" in ask(control, {"do": "add", "share": f"x={tmp_path}"})["error"]
+        assert "one directory" in ask(control, {"do": "remove", "tag": status["tag"]})["error"]
+        assert ask(control, {"do": "log-level", "level": "debug"}) == {"result": None}
+    assert not os.path.exists(control)
+
+
+def test_a_control_socket_in_what_is_mounted_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    share = tmp_path / "share"
+    place.mkdir()
+    share.mkdir()
+    done = subprocess.run(
+        command(share, place, "--control", str(place / "control")),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1 and "choose a place outside of it" in done.stderr

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask a running daemon, or change what it shares, over its control socket (`virtiofs serve --control PATH`).
 
-virtiofs ctl PATH status [--json]        what is shared, who is connected, what was served
-virtiofs ctl PATH list                   tags, directories and sockets only
-virtiofs ctl PATH add TAG=DIR[:ro][:quota=SIZE]   share one more; prints its socket
-virtiofs ctl PATH remove TAG [--force]   share it no more; refused while a VM is connected
-virtiofs ctl PATH log-level LEVEL        off, error, warning, info or debug
-virtiofs ctl PATH metrics                counters in the Prometheus text format
+    virtiofs ctl PATH status [--json]        what is shared, who is connected, what was served
+    virtiofs ctl PATH list                   tags, directories and sockets only
+    virtiofs ctl PATH add TAG=DIR[:ro][:quota=SIZE]   share one more; prints its socket
+    virtiofs ctl PATH remove TAG [--force]   share it no more; refused while a VM is connected
+    virtiofs ctl PATH log-level LEVEL        off, error, warning, info or debug
+    virtiofs ctl PATH metrics [--http PORT]  counters in the Prometheus text format, once or for a scraper
+
+Programs write lines of JSON there (docs/control.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import socket
@@ -36,11 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("--force", action="store_true", help="even while a VM is connected: its I/O fails")
     level = commands.add_parser("log-level", help="how much the daemon logs")
     level.add_argument("level", metavar="LEVEL", choices=["off", "error", "warning", "info", "debug"])
-    commands.add_parser("metrics", help="counters in the Prometheus text format")
+    metrics = commands.add_parser("metrics", help="counters in the Prometheus text format")
+    metrics.add_argument(
+        "--http",
+        metavar="PORT",
+        type=port,
+        help="go on, and answer http://127.0.0.1:PORT/metrics with them; 0 takes any port and prints it",
+    )
+
+
+def port(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
 
 
 def main(options: argparse.Namespace) -> int:
     """Ask, and print the answer."""
+    if getattr(options, "http", None) is not None:
+        return export(options)
     arguments = {
         name: getattr(options, name) for name in ("share", "tag", "force", "level") if hasattr(options, name)
     }
@@ -57,6 +74,27 @@ def main(options: argparse.Namespace) -> int:
         return 1
     show(options, answer["result"])
     return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Answer a scraper with the metrics, until interrupted."""
+    from virtiofs.cli.exporter import serve
+
+    def metrics() -> str:
+        answer = ask(options.path, {"do": "metrics"})
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return str(answer["result"])
+
+    try:
+        metrics()  # a wrong path is to be heard of now
+        return serve(options.http, metrics)
+    except (OSError, ValueError) as error:
+        where = (
+            f"port {options.http}" if getattr(error, "errno", 0) in (errno.EADDRINUSE, errno.EACCES) else ""
+        )
+        print(f"virtiofs ctl: {where or options.path}: {describe(error)}", file=sys.stderr)
+        return 1
 
 
 def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Container
 
 import virtiofs
 
@@ -17,6 +18,8 @@ COMMANDS = {
     "mount": "mount a directory on this host as a guest would, without a VM",
     "ctl": "ask a running daemon, or change what it shares",
     "events": "tell what changes in a share, as it happens",
+    "top": "watch what guests do with shares: rates, times, errors",
+    "trace": "see requests as they pass",
     "run": "run a command in a throw-away guest that has directories shared",
     "workspace": "look at what a guest changed of a directory, keep it, or throw it away",
     "kata-sim": "start a guest the way Kata does, with containers on the share",
@@ -28,9 +31,8 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def make_parser(wanted: Container[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The command line, with the options of `wanted` commands only: each costs imports."""
     parser = argparse.ArgumentParser(
         prog="virtiofs",
         description="Share host directories with virtual machines (virtio-fs).",
@@ -38,9 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"virtiofs {virtiofs.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    named = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        if name == named:
+        if name in wanted:
             module = importlib.import_module(f"virtiofs.cli.{name.replace('-', '_')}")
             command = commands.add_parser(name, help=summary, description=module.__doc__)
             command.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -48,7 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
             command.set_defaults(main=module.main)
         else:
             commands.add_parser(name, help=summary, add_help=False)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    options = make_parser([] if named is None else [named]).parse_args(arguments)
     try:
         return int(options.main(options))
     except KeyboardInterrupt:

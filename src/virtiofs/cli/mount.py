@@ -103,6 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="return once it is mounted; what there is to say goes to the system's log",
     )
+    parser.add_argument(
+        "--control",
+        metavar="PATH",
+        help="make a socket here for `virtiofs ctl`, `top` and `trace`, for this user and root",
+    )
     serve.add_share_arguments(parser)
     # A wait for a lock can be interrupted here, so it needs no end.  Mounts below DIR look like directories.
     parser.set_defaults(
@@ -147,6 +152,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
     from virtiofs.daemon.channel import WorkerError
     from virtiofs.daemon.hostmount import HostMount
     from virtiofs.fuse.mountpoint import Mountpoint
+    from virtiofs.vhostuser.transport import TransportError
 
     def ready() -> None:
         notify.service_manager(f"READY=1\nSTATUS=mounted at {mountpoint.path}")
@@ -156,6 +162,8 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
 
     try:
         serve.check_numbers(options)
+        if options.control is not None:
+            check_control(options.control, options.mountpoint)
         threads = 1 if options.threads is None else options.threads
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {threads}")
@@ -176,10 +184,27 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
     except (ValueError, OSError) as error:
         tell(serve.describe(error))
         return 1
+    hosted = HostMount(
+        mountpoint,
+        share.make,
+        share.walls,
+        threads,
+        log,
+        share.keep,
+        options.directory,
+        options.readonly,
+        getattr(share, "seats", None),
+    )
     try:
-        return HostMount(
-            mountpoint, share.make, share.walls, threads, log, share.keep, getattr(share, "seats", None)
-        ).run(ready)
+        if options.control is not None:
+            serve.open_control(hosted, options.control, log)
+    except (ValueError, OSError, TransportError) as error:
+        mountpoint.unmount()
+        mountpoint.release()
+        tell(serve.describe(error))
+        return 1
+    try:
+        return hosted.run(ready)
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
         return 1
@@ -219,6 +244,16 @@ def check_apart(path: str, directory: str, mountpoint: str) -> None:
         raise ValueError(f"{mountpoint} lies inside {directory}, which would hold itself; {advice}")
     if share.startswith(place.rstrip("/") + "/"):
         raise ValueError(f"{mountpoint} holds {directory}, which would be hidden; {advice}")
+
+
+def check_control(path: str, mountpoint: str) -> None:
+    """Raises `ValueError` for a socket that would be made in what is mounted: we would wait for ourselves."""
+    place = os.path.realpath(mountpoint)
+    directory = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    if directory == place or directory.startswith(place.rstrip("/") + "/"):
+        raise ValueError(
+            f"--control {path} lies in {mountpoint}, and would be hidden; choose a place outside of it"
+        )
 
 
 def complain(text: str) -> None:

@@ -38,8 +38,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.audit import Auditor
     from virtiofs.daemon.log import Log
+    from virtiofs.daemon.observed import Shares
     from virtiofs.daemon.port import Port, Share
-    from virtiofs.daemon.supervisor import Supervisor
     from virtiofs.fs.passthrough.share import Passthrough
     from virtiofs.fs.policy.rules import Policy
     from virtiofs.sandbox.walls import Place, Walls
@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share a directory or a file under a tag; may be repeated",
     )
     parser.add_argument(
-        "--control", metavar="PATH", help="make a socket here for `virtiofs ctl`, for this user and root"
+        "--control",
+        metavar="PATH",
+        help="make a socket here for `virtiofs ctl`, `top` and `trace`, for this user and root",
     )
     parser.add_argument(
         "--tag",
@@ -97,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=DEFAULT_QUEUES,
-        help="request queues a VMM may use, 1 to 64 (%(default)s: one for each processor, at most 8)",
+        help="request queues a VMM may use, 1 to 64 (default: one for each processor, at most 8)",
     )
     parser.add_argument(
         "--thread-pool-size",
@@ -571,8 +573,8 @@ def port_maker(
     return make
 
 
-def open_control(supervisor: Supervisor, path: str, log: Log) -> None:
-    """Let `virtiofs ctl` speak to the daemon."""
+def open_control(supervisor: Shares, path: str, log: Log) -> None:
+    """Let `virtiofs ctl`, `top` and `trace` speak to the daemon."""
     from virtiofs.daemon.control import Control
     from virtiofs.vhostuser.transport import listen
 

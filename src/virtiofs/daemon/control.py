@@ -19,18 +19,26 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from virtiofs.daemon import metrics
 from virtiofs.daemon.log import Log
-from virtiofs.daemon.port import Port, SocketFile
-from virtiofs.daemon.supervisor import Supervisor
+from virtiofs.daemon.observed import Observed, Shares
+from virtiofs.daemon.socketfile import SocketFile
 
 MAX_LINE = 65536
 MAX_CLIENTS = 16
 # Clients that are told of changes, each by a process.
 MAX_LISTENERS = 32
 CHUNK = 65536
+MAX_NODES = 64
+
+
+class Stream(NamedTuple):
+    """An answer that goes on: a share's trace, or its changes."""
+
+    port: Observed
+    trace: bool
 
 
 class Client:
@@ -41,6 +49,8 @@ class Client:
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.ended = False  # it will send nothing more
+        self.fds: list[int] = []  # go with the next byte; of ports
+        self.traced: list[Observed] = []
 
     @property
     def has_line(self) -> bool:
@@ -50,7 +60,7 @@ class Client:
 class Control:
     """Answers on `listener`, whose file `path` is removed at the end, what is asked of `supervisor`."""
 
-    def __init__(self, listener: socket.socket, path: str, supervisor: Supervisor, log: Log):
+    def __init__(self, listener: socket.socket, path: str, supervisor: Shares, log: Log):
         self._listener = listener
         self._file = SocketFile(path)
         self._supervisor = supervisor
@@ -103,6 +113,8 @@ class Control:
 
     def _drop(self, client: Client) -> None:
         client.socket.close()
+        for port in client.traced:
+            port.end_trace()
         self._clients.remove(client)
 
     def _serve(self, client: Client) -> None:
@@ -114,10 +126,15 @@ class Control:
             if client.has_line:
                 line, _, rest = bytes(client.incoming).partition(b"\n")
                 client.incoming[:] = rest
-                result = answer(self._supervisor, line)
-                if isinstance(result.get("result"), Port):
-                    result = self._tell_changes(client, result["result"])
-                client.outgoing += json.dumps(result).encode() + b"\n" if result else b""
+                reply = answer(self._supervisor, line)
+                begun = reply.get("result")
+                if isinstance(begun, Stream):
+                    reply = (
+                        begin_trace(client, begun.port)
+                        if begun.trace
+                        else self._tell_changes(client, begun.port)
+                    )
+                client.outgoing += json.dumps(reply).encode() + b"\n" if reply else b""
                 self._flush(client)
         except ConnectionError:
             self._drop(client)
@@ -127,13 +144,13 @@ class Control:
         elif client.ended and not client.outgoing and not client.has_line:
             self._drop(client)
 
-    def _tell_changes(self, client: Client, port: Port) -> dict[str, Any]:
+    def _tell_changes(self, client: Client, port: Observed) -> dict[str, Any]:
         """Leave a client to a process that tells it of changes, or the error that is its answer."""
         from virtiofs.daemon import events
 
         if len(self._listeners) >= MAX_LISTENERS:
             return {"error": f"{MAX_LISTENERS} clients are told of changes, which is all this daemon does"}
-        pid, handle = events.start(client.socket, port.share, self._log)
+        pid, handle = events.start(client.socket, port, self._log)
         self._listeners[handle] = pid
         client.ended = True  # nothing else is answered
         client.incoming.clear()
@@ -156,12 +173,25 @@ class Control:
     def _flush(self, client: Client) -> None:
         try:
             while client.outgoing:
-                del client.outgoing[: client.socket.send(client.outgoing)]
+                # A byte is sent as well, or nothing is.
+                del client.outgoing[: socket.send_fds(client.socket, [client.outgoing], client.fds)]
+                client.fds = []
         except BlockingIOError:
             pass  # it is read slowly: more when there is room
 
 
-def answer(supervisor: Supervisor, line: bytes) -> dict[str, Any]:
+def begin_trace(client: Client, port: Observed) -> dict[str, Any]:
+    """Give a client a port's ring, for as long as it stays: the answer to its request."""
+    try:
+        ring = port.begin_trace()
+    except OSError as error:
+        return {"error": f"cannot trace {port.tag}: {error}"}
+    client.fds.append(ring)
+    client.traced.append(port)
+    return {"result": {"tag": port.tag, "directory": port.where}}
+
+
+def answer(supervisor: Shares, line: bytes) -> dict[str, Any]:
     """Obey one line: `{"result": VALUE}` or `{"error": TEXT}`."""
     try:
         request = json.loads(line)
@@ -181,20 +211,22 @@ def answer(supervisor: Supervisor, line: bytes) -> dict[str, Any]:
         return {"error": "this request lacks an argument, or is no JSON"}
     except (ValueError, OSError) as error:
         return {"error": str(error)}
+    except (LookupError, AttributeError):
+        return {"error": "the answer of a worker makes no sense"}
 
 
 def describe(arguments: dict[str, type]) -> str:
-    words = {str: "a string", bool: "true or false"}
+    words = {str: "a string", bool: "true or false", list: "a list of numbers"}
     return ", ".join(f"{key} ({words[kind]})" for key, kind in arguments.items()) or "nothing"
 
 
-def listing(supervisor: Supervisor) -> list[dict[str, Any]]:
+def listing(supervisor: Shares) -> list[dict[str, Any]]:
     """What is shared, without asking the workers."""
     return [
         {
             "tag": port.tag,
-            "directory": port.share.where,
-            "read_only": port.share.read_only,
+            "directory": port.where,
+            "read_only": port.read_only,
             "socket": port.path,
             "connected": port.peer,
         }
@@ -202,37 +234,51 @@ def listing(supervisor: Supervisor) -> list[dict[str, Any]]:
     ]
 
 
-def add(supervisor: Supervisor, share: str) -> str | None:
+def add(supervisor: Shares, share: str) -> str | None:
     return supervisor.add(share).path
 
 
-def remove(supervisor: Supervisor, tag: str, force: bool = False) -> None:
+def remove(supervisor: Shares, tag: str, force: bool = False) -> None:
     supervisor.remove(tag, force)
 
 
-def set_log_level(supervisor: Supervisor, level: str) -> None:
+def set_log_level(supervisor: Shares, level: str) -> None:
     supervisor.set_log_level(level)
 
 
-def events(supervisor: Supervisor, tag: str = "") -> Port:
+def events(supervisor: Shares, tag: str = "") -> Stream:
     """The share whose changes are to be told."""
     if not tag and len(supervisor.ports) != 1:
         raise ValueError(
             f"this daemon has several shares; say which: {', '.join(port.tag for port in supervisor.ports)}"
         )
     port = supervisor.find(tag) if tag else supervisor.ports[0]
-    if port.share.seats is None:
+    if port.seats is None:
         raise ValueError(f"{port.tag} has no metadata table; start the daemon with --metadata-table")
-    return port
+    return Stream(port, trace=False)
+
+
+def counters(supervisor: Shares) -> list[dict[str, Any]]:
+    """The state of each share with its counters by operation (see `QueueLoop.counters`)."""
+    return [{**port.status(), "operations": port.counters()} for port in supervisor.ports]
+
+
+def paths(supervisor: Shares, tag: str, nodes: list[int]) -> dict[str, Any]:
+    if len(nodes) > MAX_NODES or not all(type(node) is int and 0 < node < 1 << 64 for node in nodes):
+        raise ValueError(f"nodes are at most {MAX_NODES} node ids")
+    return supervisor.find(tag).paths(nodes)
 
 
 # Arguments by name with their types, and the function that takes them.
 COMMANDS: dict[str, tuple[dict[str, type], Callable[..., Any]]] = {
-    "status": ({}, Supervisor.status),
+    "status": ({}, lambda supervisor: supervisor.status()),
     "list": ({}, listing),
     "add": ({"share": str}, add),
     "remove": ({"tag": str, "force": bool}, remove),
     "log-level": ({"level": str}, set_log_level),
     "events": ({"tag": str}, events),
+    "counters": ({}, counters),
+    "trace": ({"tag": str}, lambda supervisor, tag: Stream(supervisor.find(tag), trace=True)),
+    "paths": ({"tag": str, "nodes": list}, paths),
     "metrics": ({}, lambda supervisor: metrics.text(supervisor.ports)),
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 from virtiofs.daemon import beside
 from virtiofs.daemon.log import Log
-from virtiofs.daemon.port import Share
+from virtiofs.daemon.observed import Observed
 from virtiofs.metadata import layout, registry
 from virtiofs.metadata.follower import Change
 from virtiofs.metadata.paths import Identity, Paths
@@ -30,7 +30,7 @@ KINDS = {number: name for name, number in layout.KINDS.items()}
 CHUNK = 16384
 
 
-def start(sock: socket.socket, share: Share, log: Log) -> tuple[int, int]:
+def start(sock: socket.socket, share: Observed, log: Log) -> tuple[int, int]:
     """Tell `sock` of the changes of `share` from now on, in a process: its number, and a pidfd of it.
 
     It ends when the client goes.  `sock` can be closed here.

@@ -14,21 +14,69 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from virtiofs.daemon import worker
+from virtiofs.daemon import channel, worker
 from virtiofs.daemon.log import Log
+from virtiofs.daemon.observed import Observed, Shares
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fuse.devfuse import DevFuseLoop
 from virtiofs.fuse.mountpoint import MountError, Mountpoint
 from virtiofs.fuse.session import Session
+from virtiofs.fuse.tracing import Ring
 from virtiofs.sandbox.walls import Place, Walls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.seats import Seats
+    from virtiofs.daemon.watcher import WatcherProcess
 
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
+
+
+class Observing:
+    """Answers, in the worker, what is asked about its loops.  Each public method is one message (see `channel`)."""
+
+    def __init__(self, filesystem: Filesystem, log: Log, loops: Sequence[DevFuseLoop]):
+        self._filesystem = filesystem
+        self._log = log
+        self._loops = loops
+        self._ring: Ring | None = None
+
+    def status(self, fds: list[int]) -> dict[str, Any]:
+        return {"filesystem": self._filesystem.statistics()}
+
+    def counters(self, fds: list[int]) -> dict[str, list[int]]:
+        total: dict[str, list[int]] = {}
+        for loop in self._loops:
+            worker.add_counters(total, loop.counters())
+        return total
+
+    def set_log_level(self, fds: list[int], level: str) -> None:
+        self._log.set_level(level)
+
+    def trace(self, fds: list[int], on: bool) -> None:
+        """Write requests down in the ring that comes along, the same each time; or no more."""
+        if on and self._ring is None:
+            self._ring = Ring(fds[0])
+        for index, loop in enumerate(self._loops):
+            loop.trace_to(self._ring if on else None, index)
+
+    def paths(self, fds: list[int], nodes: list[int]) -> dict[str, str | None]:
+        return worker.paths_of(self._filesystem, nodes)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    method.__name__: method
+    for method in (
+        Observing.status,
+        Observing.counters,
+        Observing.set_log_level,
+        Observing.trace,
+        Observing.paths,
+    )
+}
 
 
 def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Log], None]:
@@ -52,7 +100,10 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
         threads = [threading.Thread(target=run, args=(loop,)) for loop in loops]
         for thread in threads:
             thread.start()
-        select.select([sock.fileno(), ended], [], [])
+        observing = Observing(filesystem, log, loops)
+        watched = [sock.fileno(), ended]
+        while ended not in select.select(watched, [], [])[0] and worker.obey(sock, observing, COMMANDS):
+            pass
         for loop in loops:
             loop.stop()
         for thread in threads:
@@ -76,11 +127,56 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
     return fds
 
 
-class HostMount:
+class MountedShare(Observed):
+    """What is mounted, to whom asks: its tag is the directory it is mounted at."""
+
+    def __init__(self, path: str, where: str, read_only: bool, log: Log, seats: Seats | None):
+        super().__init__(where, read_only, log)
+        self._mounted_at = path
+        self._seats = seats
+
+    @property
+    def tag(self) -> str:
+        return self._mounted_at
+
+    @property
+    def peer(self) -> int | None:
+        """We ourselves: the kernel is no process."""
+        return os.getpid()
+
+    @property
+    def seats(self) -> Seats | None:
+        return self._seats
+
+    def begin_watching(self) -> None:
+        """Have a watcher of the host's changes, if the share is in a metadata table."""
+        if self._seats is not None:
+            from virtiofs.daemon.watcher import WatcherProcess
+
+            self._watcher = WatcherProcess(self._seats.directory, self._log)
+            self._watcher.start()
+
+    def end_watching(self) -> None:
+        """Have none any more."""
+        if self._watcher is not None:
+            self._watcher.end()
+            self._watcher = None
+
+    @property
+    def watcher(self) -> WatcherProcess | None:
+        return self._watcher
+
+    def observe(self, worker: tuple[int, socket.socket] | None) -> None:
+        """Whom to ask: process and channel."""
+        self._worker = worker
+
+
+class HostMount(Shares):
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
-    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `seats`: in the
-    tree's metadata table, which has a watcher then.
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `where`: what it
+    is, and `read_only`: for people to read.  `seats`: in the tree's metadata table, which has a watcher then.
+    `control`, if set, answers what is asked of us meanwhile.
     """
 
     def __init__(
@@ -91,15 +187,19 @@ class HostMount:
         threads: int,
         log: Log,
         keep: Sequence[int] = (),
+        where: str = "",
+        read_only: bool = False,
         seats: Seats | None = None,
     ):
+        super().__init__(log)
+        self._share = MountedShare(mountpoint.path, where, read_only, log, seats)
+        self.ports = (self._share,)
         self._keep = keep
         self._seats = seats
         self._mountpoint = mountpoint
         self._make = make
         self._walls = walls
         self._threads = threads
-        self._log = log
         self._signal = 0
 
     def run(self, ready: Callable[[], None]) -> int:
@@ -117,40 +217,48 @@ class HostMount:
             with self._mountpoint:
                 pid, sock = self._start()
                 with sock:
+                    self._share.observe((pid, sock))
                     ready()
-                    self._wait(sock, wake)
+                    self._share.begin_watching()
+                    while not self._signal and not self._wait(sock, wake):
+                        pass
                     return self._end(pid, sock)
         except MountError as error:
             self._log.error(str(error))
             return 1
         finally:
+            self._share.observe(None)
+            self._share.end_watching()
+            if self.control is not None:
+                self.control.close()
             if self._seats is not None:
                 self._seats.close()
             signal.set_wakeup_fd(previous)
             wake.close()
             signals.close()
 
+    def _wait(self, sock: socket.socket, wake: socket.socket) -> bool:
+        """Wait for something to happen, and deal with it: whether the worker ended."""
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(sock, select.POLLIN)
+        clients = self.control.sources() if self.control is not None else []
+        watcher = self._share.watcher
+        if watcher is not None and watcher.fd >= 0:
+            clients = [*clients, (watcher.fd, select.POLLIN, watcher.ended)]
+        for fd, events, _ in clients:
+            poll.register(fd, events)
+        busy = self.control is not None and self.control.busy
+        happened = dict(poll.poll(0 if busy else None))
+        if sock.fileno() in happened and channel.has_ended(sock):
+            return True
+        for fd, _, answer in clients:
+            if fd in happened or (busy and (watcher is None or fd != watcher.fd)):
+                answer()
+        return False
+
     def _note(self, number: int, _frame: object) -> None:
         self._signal = number
-
-    def _wait(self, worker: socket.socket, wake: socket.socket) -> None:
-        """Wait for a signal or the worker's end."""
-        if self._seats is None:
-            select.select([worker, wake], [], [])
-            return
-        from virtiofs.daemon.watcher import WatcherProcess
-
-        watcher = WatcherProcess(self._seats.directory, self._log)
-        watcher.start()
-        try:
-            while True:
-                sources = [worker.fileno(), wake.fileno(), *([watcher.fd] if watcher.fd >= 0 else [])]
-                happened = select.select(sources, [], [])[0]
-                if happened != [watcher.fd]:
-                    return
-                watcher.ended()
-        finally:
-            watcher.end()
 
     def _start(self) -> tuple[int, socket.socket]:
         """Fork the worker: its process id and our end of its channel."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from virtiofs.daemon.port import Port
+from virtiofs.daemon.observed import Observed
 
 FIRST_BUCKET_NS = 1024
 HEAD = 3  # columns of a row of counters before its buckets: requests, errors, nanoseconds
@@ -23,6 +23,12 @@ FAMILIES = (
     ("virtiofs_connected", "gauge", "Whether a VMM is connected."),
     ("virtiofs_connections_total", "counter", "Connections of VMMs."),
     ("virtiofs_queue_broken", "gauge", "Whether a queue is stopped because its ring breaks the rules."),
+    ("virtiofs_queue_depth", "gauge", "Chains in the ring that were not yet taken."),
+    ("virtiofs_queue_waiting", "gauge", "Requests that wait for a lock."),
+    ("virtiofs_queue_kicks_total", "counter", "Kicks that ended a sleep, since the VMM connected."),
+    ("virtiofs_queue_sleeps_total", "counter", "Sleeps for lack of requests, since the VMM connected."),
+    ("virtiofs_queue_looks_total", "counter", "Looks at the ring before a sleep, by what came of it."),
+    ("virtiofs_queue_notifications_total", "counter", "Notifications of the guest, since the VMM connected."),
     ("virtiofs_quota_bytes", "gauge", "What the guest may add to the disk, where there is a quota."),
     ("virtiofs_quota_used_bytes", "gauge", "What it has added, less what it removed."),
     (
@@ -89,6 +95,13 @@ FROM_METADATA = {
     "changes": "virtiofs_metadata_changes_total",
     "everything": "virtiofs_metadata_everything_total",
 }
+FROM_QUEUE = {
+    "depth": "virtiofs_queue_depth",
+    "waiting": "virtiofs_queue_waiting",
+    "kicks": "virtiofs_queue_kicks_total",
+    "sleeps": "virtiofs_queue_sleeps_total",
+    "notifications": "virtiofs_queue_notifications_total",
+}
 FROM_POOL = {
     "threads": "virtiofs_pool_threads",
     "busy": "virtiofs_pool_busy",
@@ -98,14 +111,20 @@ FROM_POOL = {
 }
 
 
-def text(ports: Iterable[Port]) -> str:
+def text(ports: Iterable[Observed]) -> str:
     """The counters of all shares."""
     samples: dict[str, list[str]] = {name: [] for name, _, _ in FAMILIES}
     for port in ports:
         labels = f'share="{escape(port.tag)}"'
-        put_port(samples, labels, port.status())
+        found: dict[str, list[str]] = {name: [] for name in samples}
+        try:
+            put_port(found, labels, port.status())
+        except (LookupError, TypeError, ValueError, AttributeError):
+            continue  # a worker that a guest has taken over says what it likes, and spoils it for itself only
         for operation, row in sorted(port.counters().items()):
-            put_operation(samples, f'{labels},operation="{operation}"', row)
+            put_operation(found, f'{labels},operation="{operation}"', row)
+        for name, lines in found.items():
+            samples[name] += lines
     lines = []
     for name, kind, what in FAMILIES:
         if samples[name]:
@@ -115,7 +134,7 @@ def text(ports: Iterable[Port]) -> str:
 
 def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any]) -> None:
     def put(name: str, value: int, more: str = "") -> None:
-        samples[name].append(f"{name}{{{labels}{more}}} {value}")
+        samples[name].append(f"{name}{{{labels}{more}}} {int(value)}")
 
     put("virtiofs_connected", int(status["connected"] is not None))
     put("virtiofs_connections_total", status["connections"])
@@ -131,7 +150,13 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
         if status["metadata"]:
             put(name, int(status["metadata"][key]))
     for index, queue in sorted(status["queues"].items()):
-        put("virtiofs_queue_broken", int(bool(queue["broken"])), f',queue="{index}"')
+        label = f',queue="{int(index)}"'
+        put("virtiofs_queue_broken", int(bool(queue["broken"])), label)
+        for key, name in FROM_QUEUE.items():
+            put(name, queue[key], label)
+        vain = queue["vain_looks"]
+        put("virtiofs_queue_looks_total", vain, f'{label},result="nothing"')
+        put("virtiofs_queue_looks_total", queue["looks"] - vain, f'{label},result="request"')
     for key, value in status["filesystem"].items():
         if key in FROM_STATISTICS:
             put(FROM_STATISTICS[key], value)

@@ -20,6 +20,8 @@ from typing import Any
 from virtiofs.daemon import channel, worker
 from virtiofs.daemon.device import ShareDevice
 from virtiofs.daemon.log import Log
+from virtiofs.daemon.observed import Observed
+from virtiofs.daemon.socketfile import SocketFile
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.sandbox.walls import Place, Walls
 from virtiofs.vhostuser.backend import BackEnd
@@ -28,15 +30,12 @@ from virtiofs.vhostuser.transport import MESSAGE_SECONDS, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from virtiofs.daemon.seats import Seats
-    from virtiofs.daemon.watcher import WatcherProcess
     from virtiofs.daemon.audit import Auditor
+    from virtiofs.daemon.seats import Seats
     from virtiofs.fs.passthrough.account import Quota
 
 # How long a worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
-# How long somebody who asks for counters waits for a worker that is stopped or drowned.
-ANSWER_SECONDS = 2.0
 
 Source = tuple[int, Callable[[], None]]
 
@@ -80,22 +79,6 @@ class Share:
         self.window_size = window_size
 
 
-class SocketFile:
-    """The file of a listening socket, removed by `remove` unless somebody else has put theirs there."""
-
-    def __init__(self, path: str):
-        self.path = path
-        self._found = os.stat(path)
-
-    def remove(self) -> None:
-        try:
-            found = os.stat(self.path)
-            if (found.st_dev, found.st_ino) == (self._found.st_dev, self._found.st_ino):
-                os.unlink(self.path)
-        except FileNotFoundError:
-            pass
-
-
 class Leaving:
     """A worker that was told to end."""
 
@@ -105,7 +88,7 @@ class Leaving:
         self.deadline = time.monotonic() + GRACE_SECONDS
 
 
-class Port:
+class Port(Observed):
     """Serves `share` on one socket.
 
     `listener` is a listening AF_UNIX socket, or None to serve only `connected`.  `path`, if given, is the
@@ -124,14 +107,14 @@ class Port:
         once: bool = False,
         patience: float = MESSAGE_SECONDS,
     ):
+        super().__init__(share.where, share.read_only, log)
         self.share = share
         self.lost = False  # the worker died under us
         self.over = False  # the only connection ended
         self.connections = 0
         self._ending = False
-        self.peer: int | None = None
+        self._peer: int | None = None
         self._queues = queues
-        self._log = log
         self._listener = listener
         self._first = connected
         self._file = SocketFile(path) if path else None
@@ -140,10 +123,15 @@ class Port:
         self._connection: Connection | None = None
         self._back_end: BackEnd | None = None
         self._device: ShareDevice | None = None
-        self._worker: tuple[int, socket.socket] | None = None
         self._leaving: list[Leaving] = []
-        self._watcher: WatcherProcess | None = None
-        self._past: dict[str, list[int]] = {}  # counters of connections that are over
+
+    @property
+    def seats(self) -> Seats | None:
+        return self.share.seats
+
+    @property
+    def only(self) -> str:
+        return self.share.only
 
     @property
     def tag(self) -> str:
@@ -152,6 +140,11 @@ class Port:
     @property
     def path(self) -> str | None:
         return self._file.path if self._file else None
+
+    @property
+    def peer(self) -> int | None:
+        """The process that is connected."""
+        return self._peer
 
     @property
     def connected(self) -> bool:
@@ -220,6 +213,9 @@ class Port:
         if self.share.audit is not None:
             self.share.audit.close()
             self.share.audit = None
+        if self._ring >= 0:
+            os.close(self._ring)
+            self._ring = -1
 
     def recover(self) -> None:
         """After `lost`: wait for the next front end with a fresh worker."""
@@ -233,47 +229,12 @@ class Port:
 
     def status(self) -> dict[str, Any]:
         """The state of the share, its queues and its file system, as JSON can say it."""
-        report: dict[str, Any] = {
-            "tag": self.tag,
-            "directory": self.share.where,
-            "read_only": self.share.read_only,
-            "socket": self.path,
-            "connected": self.peer,
-            "connections": self.connections,
-            "quota": None,
-            "watcher": self._watcher.status() if self._watcher is not None else None,
-            "metadata": None,
-            "worker": self._worker[0] if self._worker else None,
-            "dax_window": self.share.window_size,
-            "queues": {},
-            "pool": {},
-            "filesystem": {},
-        }
+        report = super().status()
+        report["connections"] = self.connections
+        report["dax_window"] = self.share.window_size
         if self.share.quota is not None:
             report["quota"] = {"bytes": self.share.quota.limit, "used": self.share.quota.used}
-        if self.share.seats is not None:
-            report["metadata"] = self.share.seats.status()
-        return {**report, **self._ask("status")}
-
-    def counters(self) -> dict[str, list[int]]:
-        """What was served since the daemon started, by operation (see `QueueLoop.counters`)."""
-        total = {name: list(row) for name, row in self._past.items()}
-        worker.add_counters(total, self._ask("counters"))
-        return total
-
-    def set_log_level(self, level: str) -> None:
-        """Have the worker log at `level`; ours is the supervisor's."""
-        self._ask("set_log_level", level=level)
-
-    def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """What the worker answers; nothing from one that does not."""
-        if self._worker is None:
-            return {}
-        try:
-            return channel.ask(self._worker[1], {"do": do, **arguments}, (), ANSWER_SECONDS) or {}
-        except OSError as error:
-            self._log.warning(f"while asking for {do}: {error}")
-            return {}
+        return report
 
     # --- the front end ---
 
@@ -293,7 +254,7 @@ class Port:
 
     def _connect(self, sock: socket.socket) -> None:
         assert self._worker is not None
-        self.peer = peer(sock)
+        self._peer = peer(sock)
         self._log.info(f"process {self.peer} connected")
         self.connections += 1
         self._connection = Connection(sock, self._patience)
@@ -320,7 +281,7 @@ class Port:
         except channel.WorkerGone:
             self._worker_ended()
             return
-        worker.add_counters(self._past, self._ask("counters"))
+        worker.add_counters(self._past, self._counted())
         self._disconnect()
         self._release_worker()
         if self._once:
@@ -337,7 +298,7 @@ class Port:
                 self._log.debug(f"while disconnecting: {error}")
         if self._connection is not None:
             self._connection.close()
-        self._back_end = self._connection = self._device = self.peer = None
+        self._back_end = self._connection = self._device = self._peer = None
 
     # --- the worker ---
 
@@ -355,6 +316,7 @@ class Port:
             )
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None
+        self._go_on_tracing()
 
     def _tidy(self) -> None:
         """In the metadata table, if there is one: clear up after dead workers, and leave it after the last one."""

@@ -14,18 +14,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 from virtiofs.daemon import channel, notify
 from virtiofs.daemon.log import Log
+from virtiofs.daemon.observed import Shares
 from virtiofs.daemon.port import Port
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from virtiofs.daemon.control import Control
 
-
-class Supervisor:
+class Supervisor(Shares):
     """Serves `ports` until told to end.
 
     `leave` is called once, when all sockets listen, and gives up what no worker needs.  `add_port` makes a port
@@ -39,9 +35,8 @@ class Supervisor:
         leave: Callable[[], None],
         add_port: Callable[[str], Port] | None = None,
     ):
-        self.ports = ports
-        self.control: Control | None = None
-        self._log = log
+        super().__init__(log)
+        self.ports: list[Port] = ports
         self._leave = leave
         self._add_port = add_port
         self._leaving: list[Port] = []
@@ -137,15 +132,9 @@ class Supervisor:
 
     def find(self, tag: str) -> Port:
         """The share of this tag.  Raises `ValueError`."""
-        for port in self.ports:
-            if port.tag == tag:
-                return port
-        tags = ", ".join(port.tag for port in self.ports) or "none"
-        raise ValueError(f"there is no share {tag!r}; there are: {tags}")
-
-    def status(self) -> list[dict[str, Any]]:
-        """The state of every share."""
-        return [port.status() for port in self.ports]
+        port = super().find(tag)
+        assert isinstance(port, Port)
+        return port
 
     def add(self, share: str) -> Port:
         """Serve one more share, "TAG=DIR[:ro][:quota=SIZE]".  Raises `ValueError` or `OSError` saying what is wrong."""
@@ -174,12 +163,6 @@ class Supervisor:
         port.begin_end()
         self._leaving.append(port)
         self._log.info(f"sharing {port.share.where} as {port.tag} no more")
-
-    def set_log_level(self, level: str) -> None:
-        """Log at `level` from now on, in every process.  Raises `ValueError` for an unknown one."""
-        self._log.set_level(level)
-        for port in self.ports:
-            port.set_log_level(level)
 
 
 def announce(ready_fd: int | None) -> None:

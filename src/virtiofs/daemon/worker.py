@@ -9,6 +9,7 @@ runs a compiled loop, and all share the threads of a pool for what would block.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fuse.loop import QueueLoop
 from virtiofs.fuse.pool import Pool
 from virtiofs.fuse.session import Session
+from virtiofs.fuse.tracing import Ring
 from virtiofs.sandbox.walls import Place, Walls
 from virtiofs.virtqueue.memory import GuestMemory
 from virtiofs.virtqueue.split import SplitQueue
@@ -62,24 +64,13 @@ class Worker:
         self._stopped: dict[str, list[int]] = {}  # counters of queues that are no more
         self._pool = Pool() if filesystem.pool_threads else None
         self._pool_threads: list[threading.Thread] = []
+        self._ring: Ring | None = None
+        self._tracing = False
 
     def run(self) -> None:
         """Obey until the supervisor closes its end."""
-        while True:
-            received = channel.receive(self._socket)
-            if received is None:
-                break
-            message, fds = received
-            number = message.pop("number", None)
-            try:
-                method: Callable[..., Any] = COMMANDS[message.pop("do")]
-                answer = {"result": method(self, fds, **message)}
-            except (OSError, ValueError, KeyError, MemoryError) as error:
-                answer = {"error": str(error) or type(error).__name__}
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            channel.send(self._socket, {**answer, "number": number})
+        while obey(self._socket, self, COMMANDS):
+            pass
         for index in list(self._queues):
             self.stop_queue([], index)
         if self._pool is not None:
@@ -147,6 +138,7 @@ class Worker:
             self._fill_pool(self._pool)
         loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit, self._pool)
         loop.set_enabled(enabled)
+        loop.trace_to(self._ring if self._tracing else None, index)
         queue = Queue(index, loop, fds.pop(0) if err else -1)
         self._queues[index] = queue
         self._resume(queue)
@@ -191,6 +183,12 @@ class Worker:
                     "requests": queue.loop.requests,
                     "waiting": queue.loop.waiting_count,
                     "pooled": queue.loop.outstanding,
+                    "depth": queue.loop.depth,
+                    "looks": queue.loop.looks,
+                    "vain_looks": queue.loop.vain_looks,
+                    "sleeps": queue.loop.sleeps,
+                    "kicks": queue.loop.kicks,
+                    "notifications": queue.loop.notifications,
                     "broken": queue.loop.queue.reason,
                 }
                 for queue in self._queues.values()
@@ -215,6 +213,18 @@ class Worker:
 
     def set_log_level(self, fds: list[int], level: str) -> None:
         self._log.set_level(level)
+
+    def trace(self, fds: list[int], on: bool) -> None:
+        """Write requests down in the ring that comes along (fuse/tracing.py), the same each time; or no more."""
+        if on and self._ring is None:
+            self._ring = Ring(fds[0])
+        self._tracing = on
+        for queue in self._queues.values():
+            queue.loop.trace_to(self._ring if on else None, queue.index)
+
+    def paths(self, fds: list[int], nodes: list[int]) -> dict[str, str | None]:
+        """The paths of nodes."""
+        return paths_of(self._filesystem, nodes)
 
     def _fill_pool(self, pool: Pool) -> None:
         """Start the pool's threads, and wait until each can take jobs."""
@@ -287,8 +297,41 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         Worker.status,
         Worker.counters,
         Worker.set_log_level,
+        Worker.trace,
+        Worker.paths,
     )
 }
+
+
+def obey(sock: socket.socket, obedient: object, commands: dict[str, Callable[..., Any]]) -> bool:
+    """Do what the next message of the supervisor says, by a method of `obedient`; False if there will be none."""
+    received = channel.receive(sock)
+    if received is None:
+        return False
+    message, fds = received
+    number = message.pop("number", None)
+    try:
+        answer = {"result": commands[message.pop("do")](obedient, fds, **message)}
+    except (OSError, ValueError, KeyError, MemoryError) as error:
+        answer = {"error": str(error) or type(error).__name__}
+    finally:
+        for fd in fds:
+            os.close(fd)
+    channel.send(sock, {**answer, "number": number})
+    return True
+
+
+def paths_of(filesystem: Filesystem, nodes: list[int]) -> dict[str, str | None]:
+    """The paths of nodes, as JSON can say them, as many of the first as one message has room for."""
+    found: dict[str, str | None] = {}
+    room = channel.MAX_MESSAGE // 2
+    for node in nodes:
+        path = filesystem.path_of(node)
+        room -= len(json.dumps(path)) + 32
+        if room < 0:
+            break
+        found[str(node)] = path
+    return found
 
 
 def add_counters(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:

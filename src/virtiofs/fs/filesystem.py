@@ -35,6 +35,10 @@ class Filesystem(Handlers):
     def use_window(self, window: object, exact: bool) -> None:
         """Map files in a DAX window (`dax.window.Window`), from now on.  One that can not has nothing to do."""
 
+    def path_of(self, nodeid: int) -> str | None:
+        """The path of a node from the root of the tree, "/" for that; None where nobody can tell."""
+        return None
+
     def statistics(self) -> dict[str, int]:
         """Counters by name, for people to read."""
         return {}

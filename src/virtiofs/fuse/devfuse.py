@@ -164,7 +164,7 @@ class DevFuseLoop(Loop):
     def serve(self, size: uint64_t) -> cython.void:
         """Serve the message of `size` bytes that was read."""
         length: uint32_t
-        began: int64_t = now() if self.requests % SAMPLED == 0 else 0
+        began: int64_t = now() if self.requests % SAMPLED == 0 or self.trace != cython.NULL else 0
         self.readable.iov_base = self.message
         self.readable.iov_len = size
         self.writable.iov_base = self.reply
@@ -198,6 +198,6 @@ class DevFuseLoop(Loop):
         """
         self.count(request)
         if began:
-            self.time(request, began)
+            self.time(request, length, began)
         if length and request.header.opcode != FUSE_INTERRUPT:
             write(self.fd, self.reply, length)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from virtiofs.fuse.pool cimport Job, Pool, pthread_mutex_t
 from virtiofs.fuse.request cimport Request
 from virtiofs.fuse.serving cimport Loop
@@ -22,6 +22,11 @@ cdef class QueueLoop(Loop):
     cdef int64_t accounted           # when the allowance was last added to
     cdef uint32_t patience           # sleeps until it is tried again
     cdef uint32_t penalty            # what `patience` becomes when it was in vain at full length
+    cdef readonly uint64_t looks         # at the ring before sleeping
+    cdef readonly uint64_t vain_looks    # of them
+    cdef readonly uint64_t sleeps
+    cdef readonly uint64_t kicks         # that ended a sleep
+    cdef readonly uint64_t notifications
     cdef Pool pool
     cdef readonly uint32_t outstanding   # requests that the pool has
     cdef pthread_mutex_t shared      # over used ring and counters while there are any

@@ -115,6 +115,7 @@ class QueueLoop(Loop):
         memset(cython.address(event), 0, cython.sizeof(epoll_event))
         event.events = EPOLLIN | EPOLLET
         for fd in (self.kick, self.wake):
+            event.data.u64 = fd
             if epoll_ctl(self.poll, EPOLL_CTL_ADD, fd, cython.address(event)) != 0:
                 raise OSError(errno, "cannot watch a queue's kick descriptor: is it an eventfd?")
 
@@ -135,6 +136,11 @@ class QueueLoop(Loop):
             self.ask_again(True)
             self.wait_for_jobs()
         return self.queue.reason
+
+    @property
+    def depth(self) -> int:
+        """Chains in the ring that were not yet taken; 0 while none is to be."""
+        return self.queue.depth() if load_acquire_u32(cython.address(self.enabled)) else 0
 
     def serve_available(self) -> int:
         """Serve what the ring holds now and return when that is done.  Returns the number of requests.
@@ -212,6 +218,7 @@ class QueueLoop(Loop):
         index: cython.pointer(uint8_t) = self.queue.avail + 2
         seen: uint16_t = self.queue.next_avail
         end: int64_t = now() + self.span
+        self.looks += 1
         while not load_acquire_u32(cython.address(self.stopping)):
             for _i in range(32):
                 if load_acquire_u16(index) != seen:
@@ -221,6 +228,7 @@ class QueueLoop(Loop):
             if now() >= end:
                 break
         self.vain = True
+        self.vain_looks += 1
         self.allowance -= self.span
         return False
 
@@ -231,10 +239,14 @@ class QueueLoop(Loop):
         """Wait to be kicked or roused, or for the time to ask the waiting again: 0, or -1 if that failed."""
         event: epoll_event
         began: int64_t = now()
-        if epoll_wait(self.poll, cython.address(event), 1, self.pause if self.waiting_count else -1) < 0 and (
-            errno != EINTR
-        ):
+        found: cython.int = epoll_wait(
+            self.poll, cython.address(event), 1, self.pause if self.waiting_count else -1
+        )
+        if found < 0 and errno != EINTR:
             return -1
+        self.sleeps += 1
+        if found > 0 and event.data.u64 == cython.cast(uint64_t, self.kick):
+            self.kicks += 1
         self.learn(began)
         return 0
 
@@ -292,7 +304,7 @@ class QueueLoop(Loop):
             if found <= 0:
                 return found
             served += 1
-            began = now() if self.requests % SAMPLED == 0 else 0
+            began = now() if self.requests % SAMPLED == 0 or self.trace != cython.NULL else 0
             self.request.plain_in = self.queue.chain.readable_plain
             self.request.plain_out = self.queue.chain.writable_plain
             length = self.session.serve(
@@ -406,7 +418,7 @@ class QueueLoop(Loop):
             pthread_mutex_lock(cython.address(self.shared))
         self.count(request)
         if began:
-            self.time(request, began)
+            self.time(request, length, began)
         self.queue.push(head, length)
         if shared:
             pthread_mutex_unlock(cython.address(self.shared))
@@ -440,6 +452,7 @@ class QueueLoop(Loop):
         if shared:
             pthread_mutex_lock(cython.address(self.shared))
         needed = self.queue.notify_needed()
+        self.notifications += needed
         if shared:
             pthread_mutex_unlock(cython.address(self.shared))
         if needed:

@@ -57,6 +57,7 @@ cdef struct Request:
     uint8_t* reply           # REPLY_ROOM bytes of our own, for replies that are built before they are copied out
     uint32_t reply_size      # payload bytes of a successful reply, in `reply` or, if `in_place`, in `out`
     bint in_place
+    bint parsed              # names and structure are this request's own
     int error                # what was answered: 0 or a negative errno
     uint64_t session_flags   # what INIT negotiated
     bint no_wait             # return WOULD_BLOCK rather than wait for a disk; False: all is done at once

@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from virtiofs.fuse.request cimport OPCODES, Request
 from virtiofs.fuse.session cimport Session
+from virtiofs.fuse.tracing cimport Ring, Trace
 from virtiofs.fuse.waiting cimport Waiting
 
 cdef enum:
@@ -25,9 +26,12 @@ cdef class Loop:
     cdef readonly uint32_t waiting_count
     cdef int64_t wait_limit          # ns
     cdef int pause                   # ms until the waiting are asked again
+    cdef Trace* trace                # where each request is written down; NULL: nowhere
+    cdef Ring ring                   # what keeps that mapped
+    cdef uint16_t index              # of the queue, as the trace says it
 
     cdef void complete(self, Request* request, uint16_t head, uint32_t length, int64_t began) noexcept nogil
     cdef bint hold(self, uint16_t head) noexcept nogil
     cdef void ask_again(self, bint give_up) noexcept nogil
     cdef void count(self, Request* request) noexcept nogil
-    cdef void time(self, Request* request, int64_t began) noexcept nogil
+    cdef void time(self, Request* request, uint32_t length, int64_t began) noexcept nogil

@@ -3,7 +3,7 @@
 aside those that wait (waiting.py).
 
 A loop counts by plain additions that readers may see a moment late.  Reading the clock twice costs 50 ns, more than
-some requests' share of the work, so only every 17th request is timed.
+some requests' share of the work, so only every 17th request is timed; all are while somebody traces them.
 """
 
 import cython
@@ -11,11 +11,15 @@ from cython.cimports.libc.errno import EINTR, EIO, ENOLCK
 from cython.cimports.libc.stdint import int64_t, uint16_t, uint32_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, Request, allocate, release
+from cython.cimports.virtiofs.fuse.tracing import Ring, put
 from cython.cimports.virtiofs.fuse.waiting import MOST_WAITING, Waiting, now, set_aside, take_up
 
 from virtiofs.fuse import abi
 
 NAMES = {operation.opcode: operation.name for operation in abi.OPERATIONS}
+
+UNKNOWN = "unknown"
+COLUMNS = 3 + BUCKETS  # of a row of `Loop.counters`
 
 # How long a loop sleeps, in milliseconds, before it asks waiting requests again: doubled each time in vain.
 SHORTEST_PAUSE = cython.declare(cython.int, 1)
@@ -42,7 +46,7 @@ class Loop:
         """What was served so far, by operation: requests, errors, then the timed requests: nanoseconds, buckets.
 
         Bucket n counts the requests that took less than 1024 << n ns, the last one all others.  Operations that
-        nobody asked for are left out; "unknown" stands for opcodes that have no name.
+        nobody asked for are left out; UNKNOWN stands for opcodes that have no name.
         """
         found: dict = {}
         opcode: cython.int
@@ -57,11 +61,23 @@ class Loop:
             ]
             for bucket in range(BUCKETS):
                 row.append(self.counted.buckets[opcode][bucket])
-            name: str = NAMES.get(opcode, "unknown")
+            name: str = NAMES.get(opcode, UNKNOWN)
             if name in found:
                 row = [a + b for a, b in zip(found[name], row, strict=True)]
             found[name] = row
         return found
+
+    def trace_to(self, ring: Ring | None, index: int) -> None:
+        """Write each request into `ring` from now on, as one of queue `index`; None: no more.  From any thread.
+
+        A thread may be about to write: the last ring stays mapped as long as this loop lives.
+        """
+        self.index = index
+        if ring is not None:
+            if self.ring is not None and self.ring is not ring:
+                raise ValueError("a loop has one ring in its life")
+            self.ring = ring
+        self.trace = cython.NULL if ring is None else ring.trace
 
     @cython.cfunc
     @cython.nogil
@@ -76,8 +92,8 @@ class Loop:
     @cython.cfunc
     @cython.nogil
     @cython.exceptval(check=False)
-    def time(self, request: cython.pointer(Request), began: int64_t) -> cython.void:
-        """Count how long a request took, which was taken at `began`."""
+    def time(self, request: cython.pointer(Request), length: uint32_t, began: int64_t) -> cython.void:
+        """Count how long a request took, which was taken at `began`, and write it down if somebody wants that."""
         opcode: uint32_t = request.header.opcode if request.header.opcode < OPCODES else 0
         took: int64_t = now() - began
         bound: int64_t = 1024
@@ -87,6 +103,8 @@ class Loop:
             bucket += 1
         self.counted.nanoseconds[opcode] += took
         self.counted.buckets[opcode][bucket] += 1
+        if self.trace != cython.NULL:
+            put(self.trace, request, self.index, length, began, took)
 
     @cython.cfunc
     @cython.nogil
@@ -131,6 +149,7 @@ class Loop:
         error: cython.int
         length: uint32_t
         waiting: cython.pointer(Waiting)
+        began: int64_t
         time: int64_t = now()
         for i in range(self.waiting_count):
             waiting = cython.address(self.waiting[i])
@@ -148,6 +167,9 @@ class Loop:
                 left += 1
             else:
                 length = self.session.finish(cython.address(self.request), error)
+                if self.trace != cython.NULL:  # the time it waited is no time of ours, and not counted
+                    began = waiting.deadline - self.wait_limit
+                    put(self.trace, cython.address(self.request), self.index, length, began, time - began)
                 self.complete(cython.address(self.request), waiting.head, length, 0)
         if left == self.waiting_count and self.pause < LONGEST_PAUSE:
             self.pause *= 2

@@ -1,6 +1,13 @@
+from virtiofs.fuse.tracing import Ring
+
+NAMES: dict[int, str]
+UNKNOWN: str
+COLUMNS: int
+
 class Loop:
     @property
     def requests(self) -> int: ...
     @property
     def waiting_count(self) -> int: ...
+    def trace_to(self, ring: Ring | None, index: int) -> None: ...
     def counters(self) -> dict[str, list[int]]: ...

@@ -92,6 +92,7 @@ class Session:
         request.reply_size = 0
         request.in_place = False
         request.error = 0
+        request.parsed = False
         request.session_flags = self.flags
         if (
             readable_size < cython.sizeof(fuse_in_header)
@@ -200,6 +201,7 @@ class Session:
         error = parse(request, operation)
         if error:
             return error
+        request.parsed = True
         # Before anything is done: a reply that has no room could not tell of it.
         if request.out_size < operation.reply_size:
             return -EINVAL

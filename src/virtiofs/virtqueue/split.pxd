@@ -63,3 +63,4 @@ cdef class SplitQueue:
     cdef bint notify_needed(self) noexcept nogil
     cdef bint arm(self) noexcept nogil
     cdef bint available(self) noexcept nogil
+    cdef uint32_t depth(self) noexcept nogil

@@ -27,8 +27,8 @@ from cython.cimports.posix.mman import (
 from cython.cimports.virtiofs.fs.filesystem import Filesystem
 from cython.cimports.virtiofs.fs.passthrough.account import Quota
 from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
-from cython.cimports.virtiofs.fs.passthrough.changes import tell_of_changes
 from cython.cimports.virtiofs.fs.passthrough.audit import Audit
+from cython.cimports.virtiofs.fs.passthrough.changes import tell_of_changes
 from cython.cimports.virtiofs.fs.passthrough.context import (
     NAME_ROOM,
     OWNERS_AS_IS,
@@ -36,6 +36,7 @@ from cython.cimports.virtiofs.fs.passthrough.context import (
     OWNERS_STORED,
 )
 from cython.cimports.virtiofs.fs.passthrough.credentials import read_permitted
+from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.directories import (
     fsyncdir,
     opendir,
@@ -69,6 +70,8 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     WAY_HANDLE,
     Inode,
     inode_forget_all,
+    inode_pin,
+    inode_unpin,
     store_free,
     store_init,
 )
@@ -542,6 +545,24 @@ class Passthrough(Filesystem):
     def close(self) -> None:
         """Close every descriptor of the share."""
         self.free()
+
+    def path_of(self, nodeid: int) -> str | None:
+        """Where the host's kernel says that the file is now, from the shared directory; None: it is not known."""
+        node: uint64_t = nodeid
+        inode: cython.pointer(Inode) = inode_pin(cython.address(self.share.inodes), node)
+        if inode == cython.NULL:
+            return None
+        try:
+            fd = inode_descriptor(cython.address(self.share.inodes), inode)
+            if fd < 0:
+                return None
+            root = os.readlink(str(self.share.root), dir_fd=self.share.proc)
+            path = os.readlink(str(fd), dir_fd=self.share.proc)
+        except OSError:
+            return None
+        finally:
+            inode_unpin(cython.address(self.share.inodes), inode)
+        return path.removeprefix(root.rstrip("/")) or "/"
 
     def statistics(self) -> dict[str, int]:
         """Inodes and handles the guest holds, descriptors in the pool and how often one was taken from it."""

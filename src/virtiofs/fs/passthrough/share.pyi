@@ -6,8 +6,8 @@ from virtiofs.fs.passthrough.account import Quota
 from virtiofs.fs.passthrough.audit import Audit
 from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
-from virtiofs.metadata.table import Table
 from virtiofs.fs.policy.rules import Policy
+from virtiofs.metadata.table import Table
 
 class CacheMode(NamedTuple):
     valid: float

@@ -1,0 +1,4 @@
+RING_BYTES: int
+
+class Ring:
+    def __init__(self, fd: int) -> None: ...
