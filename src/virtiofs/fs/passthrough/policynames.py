@@ -9,7 +9,12 @@ import cython
 from cython.cimports.libc.errno import EACCES, ENFILE, ENOENT, EROFS, EXDEV, errno
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.virtiofs.fs.passthrough.context import Share
-from cython.cimports.virtiofs.fs.passthrough.descriptors import birth_of, device_of, inode_descriptor
+from cython.cimports.virtiofs.fs.passthrough.descriptors import (
+    birth_of,
+    device_of,
+    inode_descriptor,
+    known_mount,
+)
 from cython.cimports.virtiofs.fs.passthrough.handles import handle_release
 from cython.cimports.virtiofs.fs.passthrough.host import (
     AT_NO_AUTOMOUNT,
@@ -99,7 +104,7 @@ def meet(
         and status.stx_nlink > 1
         and status.stx_mode & S_IFMT != S_IFDIR
     ):
-        rule_file(policing_of(share), cython.address(status), verdict & FOLLOWS)
+        rule_file(policing_of(share), cython.address(share.inodes), cython.address(status), verdict & FOLLOWS)
 
 
 @cython.cfunc
@@ -131,7 +136,11 @@ def verdict_of_there(
         policing_of(share),
         device_of(cython.address(status)),
         status.stx_ino,
-        birth_of(cython.address(status)),
+        birth_of(
+            cython.address(share.inodes),
+            known_mount(cython.address(share.inodes), cython.address(status)),
+            cython.address(status),
+        ),
     )
     return 0
 

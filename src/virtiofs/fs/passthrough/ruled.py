@@ -8,8 +8,9 @@ import cython
 from cython.cimports.libc.errno import ENOMEM
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.virtiofs.fs.passthrough.descriptors import birth_of, device_of
+from cython.cimports.virtiofs.fs.passthrough.descriptors import birth_of, device_of, known_mount
 from cython.cimports.virtiofs.fs.passthrough.host import pthread_mutex_lock, pthread_mutex_unlock, statx_t
+from cython.cimports.virtiofs.fs.passthrough.inodes import Store
 from cython.cimports.virtiofs.fs.passthrough.verdicts import Policing, Ruled
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
 
@@ -20,6 +21,14 @@ from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_r
 def place_of(policing: cython.pointer(Policing), ino: uint64_t, step: uint32_t) -> cython.pointer(Ruled):
     mixed: uint64_t = ino * cython.cast(uint64_t, 0x9E3779B97F4A7C15)
     return cython.address(policing.ruled[(cython.cast(uint32_t, mixed >> 32) + step) & policing.ruled_mask])
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_place_of(place: cython.pointer(Ruled), dev: uint64_t, ino: uint64_t, born: int64_t) -> cython.bint:
+    """Whether this is the file's.  Where one of the two has no birth time (`birth_of`), the number is enough."""
+    return place.ino == ino and place.dev == dev and (place.born == born or place.born == 0 or born == 0)
 
 
 @cython.cfunc
@@ -37,7 +46,7 @@ def ruled_verdict(
     pthread_mutex_lock(cython.address(policing.lock))
     place = place_of(policing, ino, 0)
     while place.verdict:
-        if place.ino == ino and place.dev == dev and place.born == born:
+        if is_place_of(place, dev, ino, born):
             verdict = place.verdict
             break
         step += 1
@@ -70,17 +79,20 @@ def ruled_number(policing: cython.pointer(Policing), ino: uint64_t) -> cython.bi
 @cython.nogil
 @cython.exceptval(check=False)
 def rule_file(
-    policing: cython.pointer(Policing), status: cython.pointer(statx_t), verdict: uint64_t
+    policing: cython.pointer(Policing),
+    store: cython.pointer(Store),
+    status: cython.pointer(statx_t),
+    verdict: uint64_t,
 ) -> cython.int:
     """From now on `verdict` follows this file: 0 or -ENOMEM."""
     step: uint32_t = 0
     error: cython.int = 0
     dev: uint64_t = device_of(status)
-    born: int64_t = birth_of(status)
+    born: int64_t = birth_of(store, known_mount(store, status), status)
     place: cython.pointer(Ruled)
     pthread_mutex_lock(cython.address(policing.lock))
     place = place_of(policing, status.stx_ino, 0)
-    while place.verdict and not (place.ino == status.stx_ino and place.dev == dev and place.born == born):
+    while place.verdict and not is_place_of(place, dev, status.stx_ino, born):
         step += 1
         place = place_of(policing, status.stx_ino, step)
     if place.verdict | verdict != place.verdict:
@@ -89,9 +101,7 @@ def rule_file(
         else:
             step = 0
             place = place_of(policing, status.stx_ino, 0)
-            while place.verdict and not (
-                place.ino == status.stx_ino and place.dev == dev and place.born == born
-            ):
+            while place.verdict and not is_place_of(place, dev, status.stx_ino, born):
                 step += 1
                 place = place_of(policing, status.stx_ino, step)
             place.ino = status.stx_ino

@@ -170,7 +170,9 @@ class Verdicts:
                     raise OSError(
                         errno, f"the policy names {path}, which is no file; for a directory write a pattern"
                     )
-                if rule_file(cython.address(self.policing), cython.address(status), bit):
+                if rule_file(
+                    cython.address(self.policing), cython.address(share.inodes), cython.address(status), bit
+                ):
                     raise MemoryError
         return 0
 
@@ -194,7 +196,12 @@ class Verdicts:
                     != 0
                 ):
                     raise OSError(errno, "cannot look at a file with several names", name)
-                if rule_file(cython.address(self.policing), cython.address(status), verdict & FOLLOWS):
+                if rule_file(
+                    cython.address(self.policing),
+                    cython.address(share.inodes),
+                    cython.address(status),
+                    verdict & FOLLOWS,
+                ):
                     raise MemoryError
         return 0
 
