@@ -53,8 +53,8 @@ class Mount(NamedTuple):
     mountpoint: str | None
     read_only: bool
     quota: str = ""
-    policy: str = ""
     options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
+    policy: str = ""
 
 
 class Status:
