@@ -197,7 +197,7 @@ def start_rust_virtiofsd(
 
 # Runs our command as another user, who may not be able to read this interpreter's own files: all is imported before.
 AS_USER = """
-import contextlib, ctypes, errno, fcntl, importlib, json, locale, os, pkgutil, resource, shutil, sys, traceback
+import contextlib, ctypes, errno, fcntl, importlib, json, locale, os, pkgutil, resource, shutil, sys, tomllib, traceback
 import virtiofs.cli.main
 for module in pkgutil.walk_packages(virtiofs.__path__, "virtiofs."):
     if module.name.split(".")[1] not in ("__main__", "client", "vm"):

@@ -342,6 +342,7 @@ def test_no_worker_can_touch_the_file():
                 assert str(share.file) not in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in fds]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_a_worker_that_lies_gets_no_further_than_a_note(data):
     """Whatever it sends: a record that can be written, or a note."""

@@ -53,9 +53,9 @@ class Mount(NamedTuple):
     mountpoint: str | None
     read_only: bool
     quota: str = ""
+    options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
     workspace: str = ""
     policy: str = ""
-    options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
 
 
 class Status:
