@@ -51,7 +51,7 @@ function _shtab_virtiofsd_using
 end
 
 set -g _shtab_virtiofsd_commands 
-set -g _shtab_virtiofsd_opts_with_value --cache --fd --gid-map --inode-file-handles --log-level --modcaps --rlimit-nofile --sandbox --seccomp --shared-dir --socket --socket-group --socket-path --tag --thread-pool-size --translate-gid --translate-uid --uid-map --xattrmap -o
+set -g _shtab_virtiofsd_opts_with_value --cache --fd --gid-map --inode-file-handles --locked --log-level --modcaps --rlimit-nofile --sandbox --seccomp --shared-dir --socket --socket-group --socket-path --tag --thread-pool-size --translate-gid --translate-uid --uid-map --xattrmap -o
 
 complete -c virtiofsd -e
 complete -c virtiofsd -f
@@ -60,6 +60,7 @@ complete -c virtiofsd -n _shtab_virtiofsd_using -l shared-dir -xka "(__fish_comp
 complete -c virtiofsd -n _shtab_virtiofsd_using -l socket-path -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'Makes a socket here, and PATH.pid beside it, locked while the daemon lives.'
 complete -c virtiofsd -n _shtab_virtiofsd_using -l fd -x -d 'A socket that is passed: listening, or connected already.'
 complete -c virtiofsd -n _shtab_virtiofsd_using -l socket-group -x -d 'Members of the group may connect; otherwise only this user.'
+complete -c virtiofsd -n _shtab_virtiofsd_using -l locked -xka "(__fish_complete_path (commandline -ct))" -d 'What this command line may not change is in FILE, as in /etc/virtiofs/locked.toml, which is always read.'
 complete -c virtiofsd -n _shtab_virtiofsd_using -l tag -x -d 'The tag, for front ends that ask the device for it.'
 complete -c virtiofsd -n _shtab_virtiofsd_using -l readonly -d 'Every change is refused on the host.'
 complete -c virtiofsd -n _shtab_virtiofsd_using -l cache -xka "auto always never none metadata" -d 'What the guest may keep: nothing (never, none), metadata for a day (metadata), everything for a second (auto, the default) or for a day (always).'
