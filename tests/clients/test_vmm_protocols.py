@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMMs that cannot run here: what they negotiate, and the order in which they use it, with our driver end in their place.
+"""VMMs that cannot run here: what they negotiate, and the order in which they use it, with our driver end for them.
 
 Sources: cloud-hypervisor's vhost_user_common and virtio-devices/src/vhost_user/fs.rs; crosvm's
 devices/src/virtio/vhost_user_frontend.
