@@ -81,7 +81,9 @@ def quick(figures: list[float]) -> float:
 
 
 def main() -> None:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # on one processor nobody looks at the ring for a while
+    os.sched_setaffinity(
+        0, {min(os.sched_getaffinity(0))}
+    )  # on one processor nobody looks at the ring for a while
     with tempfile.TemporaryDirectory() as tree:
         table = registry.attach(tree)
         alone = quick([table.cost(1000) for _ in range(1000)])
