@@ -34,6 +34,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.account",
     "virtiofs.fs.passthrough.inodes",
     "virtiofs.fs.passthrough.removed",
+    "virtiofs.fs.passthrough.known",
     "virtiofs.fs.passthrough.descriptors",
     "virtiofs.fs.passthrough.handles",
     "virtiofs.fs.passthrough.idmap",

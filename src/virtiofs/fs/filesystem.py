@@ -34,6 +34,18 @@ class Filesystem(Handlers):
     def use_window(self, window: object, exact: bool) -> None:
         """Map files in a DAX window (`dax.window.Window`), from now on.  One that can not has nothing to do."""
 
+    def nodes_of(self, dev: int, ino: int) -> list[int]:
+        """The node ids that the guest holds of the host's file with this st_dev and st_ino."""
+        return []
+
+    def every_node(self) -> list[int]:
+        """All node ids that the guest holds."""
+        return []
+
+    def is_removed(self, nodeid: int) -> bool:
+        """Whether no name of the host's leads to a node that the guest holds any more."""
+        return False
+
     def statistics(self) -> dict[str, int]:
         """Counters by name, for people to read."""
         return {}

@@ -71,6 +71,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     store_init,
 )
 from cython.cimports.virtiofs.fs.passthrough.ioctls import ioctl_
+from cython.cimports.virtiofs.fs.passthrough.known import every_node, is_removed, nodes_of
 from cython.cimports.virtiofs.fs.passthrough.locks import all_owners_gone, getlk, owners_init, setlk, setlkw
 from cython.cimports.virtiofs.fs.passthrough.mappings import forget_mappings, serve_mappings
 from cython.cimports.virtiofs.fs.passthrough.names import (
@@ -508,6 +509,22 @@ class Passthrough(Filesystem):
     def close(self) -> None:
         """Close every descriptor of the share."""
         self.free()
+
+    def nodes_of(self, dev: int, ino: int) -> list[int]:
+        """The node ids that the guest holds of the host's file with this st_dev and st_ino."""
+        return nodes_of(cython.address(self.share.inodes), os.major(dev) << 32 | os.minor(dev), ino)
+
+    def every_node(self) -> list[int]:
+        """All node ids that the guest holds."""
+        return every_node(cython.address(self.share.inodes))
+
+    def is_removed(self, nodeid: int) -> bool:
+        """Whether no name of the host's leads to a node that the guest holds any more."""
+        removed: cython.bint
+        node: uint64_t = nodeid
+        with cython.nogil:
+            removed = is_removed(cython.address(self.share.inodes), node)
+        return removed
 
     def statistics(self) -> dict[str, int]:
         """Inodes and handles the guest holds, descriptors in the pool and how often one was taken from it."""
