@@ -29,6 +29,7 @@ COMPILED = [
     "virtiofs.fuse.devfuse",
     "virtiofs.client.hiprio",
     "virtiofs.client.relay",
+    "virtiofs.client.versions",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",

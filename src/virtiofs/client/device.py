@@ -21,8 +21,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from virtiofs.client.arena import PAGE, Arena
+from virtiofs.client.versions import Versions
 from virtiofs.client.window import FrontWindow
 from virtiofs.fuse.abi import BY_NAME, FUSE_IN_HEADER, FUSE_OUT_HEADER, FUSE_WRITE_IN, NO_REPLY
+from virtiofs.metadata import region
 from virtiofs.vhostuser import messages
 from virtiofs.vhostuser.frontend import WANTED_FEATURES, WANTED_PROTOCOL_FEATURES, FrontEnd, FrontEndError
 from virtiofs.vhostuser.payloads import MemoryRegion
@@ -171,6 +173,7 @@ class Device:
         timeout: float = 10.0,
         fewer: bool = False,
         window: WindowOptions | None = None,
+        versions: bool = False,
     ):
         self._connection = connection
         self.front_end = FrontEnd(connection)
@@ -178,6 +181,8 @@ class Device:
         self.memory = GuestMemory()
         self.queues: list[Queue] = []
         self.window: FrontWindow | None = None
+        self.shows_versions = False
+        self._shared: FrontWindow | None = None  # who serves the back-end channel
         self._memory_fds: list[int] = []
         self.config: bytes | None = None
         self._unique = UNIQUE_STEP
@@ -188,6 +193,7 @@ class Device:
         unwanted |= 0 if indirect else messages.VIRTIO_RING_F_INDIRECT_DESC
         try:
             wanted = WANTED_PROTOCOL_FEATURES | (window.features if window else 0)
+            wanted |= WindowOptions().features if versions else 0
             wanted &= ~(window.without if window else 0)
             self.front_end.negotiate(WANTED_FEATURES & ~unwanted, wanted)
             features = self.front_end.features
@@ -202,8 +208,8 @@ class Device:
             for index in range(queues + 1):
                 address = GUEST_BASE + index * ring
                 self.queues.append(Queue(index, queue_size, address, self.memory, self.event_idx, tables))
-            if window is not None:
-                self._open_window(window)
+            if window is not None or versions:
+                self._open_window(window, versions)
             self._start()
             self._watch.register(self.fileno(), select.POLLRDHUP)
         except BaseException:
@@ -223,6 +229,7 @@ class Device:
         timeout: float = 10.0,
         fewer: bool = False,
         window: WindowOptions | None = None,
+        versions: bool = False,
     ) -> Device:
         """Connect to the device that listens at `path` and start `queues` request queues of `queue_size`
         entries.
@@ -231,11 +238,22 @@ class Device:
         `indirect`: use these ring features if the device has them.  `timeout`: seconds a reply may take.
         `fewer`: start fewer queues if the device has fewer.
         `window`: map files in a DAX window, if the device has one; then `window` is not None afterwards.
+        `versions`: take the device's versions, if it has any; `shows_versions` says so afterwards.
         Raises `TransportError` when nobody listens there, `FrontEndError` when the peer is no vhost-user
         device, and `ValueError` for memory that is too small for the queues.
         """
         return cls(
-            connect(path), queues, queue_size, memory, regions, event_idx, indirect, timeout, fewer, window
+            connect(path),
+            queues,
+            queue_size,
+            memory,
+            regions,
+            event_idx,
+            indirect,
+            timeout,
+            fewer,
+            window,
+            versions,
         )
 
     def _read_config(self) -> None:
@@ -282,18 +300,28 @@ class Device:
         ranges[0] = (ranges[0][0] + reserved, ranges[0][1] - reserved)
         self.arena = Arena(ranges)
 
-    def _open_window(self, options: WindowOptions) -> None:
+    def _open_window(self, options: WindowOptions | None, versions: bool) -> None:
         """Give the device a back-end channel, and serve it, in the order QEMU does."""
-        negotiated = self.front_end.protocol_features
-        if options.features & ~negotiated:
+        wanted = options or WindowOptions()
+        if wanted.features & ~self.front_end.protocol_features:
             return
-        size = options.older_size or next(iter(self.front_end.shmem_sizes()), 0)
-        if not size:
+        sizes = () if wanted.older_size else self.front_end.shmem_sizes()
+        size = (wanted.older_size or next(iter(sizes), 0)) if options else 0
+        versions_size = sizes[region.REGION] if versions and len(sizes) > region.REGION else 0
+        if not size and not versions_size:
             return
         others = list(zip(self.regions, self._memory_fds, strict=True))
-        self.window = FrontWindow(size, self.front_end, self.memory, options.announce, others)
-        self.front_end.set_backend_channel(self.window.channel.fileno())
-        self.window.channel.close()
+        self._shared = FrontWindow(
+            size, self.front_end, self.memory, wanted.announce, others, versions_size=versions_size
+        )
+        self.window = self._shared if size else None
+        self.shows_versions = versions_size > 0
+        self.front_end.set_backend_channel(self._shared.channel.fileno())
+        self._shared.channel.close()
+
+    def wait_for_versions(self) -> Versions | None:
+        """The device's versions, once it has shown them; None if it does not within `timeout` seconds."""
+        return self._shared.wait_for_versions(self.timeout) if self._shared is not None else None
 
     def fileno(self) -> int:
         """The connection's descriptor: readable at its end when the device closed it."""
@@ -342,8 +370,8 @@ class Device:
             if queue.running:
                 self.front_end.stop_vring(queue.index)
                 queue.running = False
-        if self.window is not None:
-            self.window.drop()
+        if self._shared is not None:
+            self._shared.drop()
         if self.front_end.protocol_features & messages.PROTOCOL_F_RESET_DEVICE:
             self.front_end.reset_device()
         for queue in self.queues:
@@ -366,8 +394,8 @@ class Device:
     def disconnect(self) -> None:
         """Close the connection without a word, as a VMM that dies."""
         self.front_end.close()
-        if self.window is not None:
-            self.window.close()
+        if self._shared is not None:
+            self._shared.close()
         for queue in self.queues:
             queue.close()
         for fd in self._memory_fds:

@@ -69,9 +69,8 @@ class Invalidator:
     def stop(self) -> None:
         """Send nothing more.  Whoever serves goes on meanwhile: a message may be waiting for a reply of theirs."""
         self._stopping = True
-        self._follower.interrupt()
-        self._thread.join()
         self._follower.close()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping:

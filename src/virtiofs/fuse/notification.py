@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notifications: what a file system tells its client without having been asked (fuse.h, FUSE_NOTIFY_*).
 
-One is an out header with `unique` 0 and the code in place of the error, and a body.  Over /dev/fuse it is written like a
-reply; over virtio it travels in the notification queue, if the driver has one (virtio 1.3, section 5.11.6.1).
+One is an out header with `unique` 0 and the code in place of the error, and a body.  Over /dev/fuse it is written like
+a reply; over virtio it travels in the notification queue, if the driver has one (virtio 1.3, section 5.11.6.1).
 """
 
 from __future__ import annotations
