@@ -30,6 +30,9 @@ COMPILED = [
     "virtiofs.client.hiprio",
     "virtiofs.client.relay",
     "virtiofs.client.versions",
+    "virtiofs.metadata.journal",
+    "virtiofs.metadata.table",
+    "virtiofs.metadata.follower",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",
@@ -86,6 +89,9 @@ def write_if_changed(path: Path, text: str) -> None:
 # The C declarations of the FUSE structures come from the same table that the client and the dispatcher use.
 declarations = runpy.run_path(str(SOURCE / "virtiofs/fuse/abi.py"))["declarations"]
 write_if_changed(SOURCE / "virtiofs/fuse/layout.pxd", declarations())
+
+declarations = runpy.run_path(str(SOURCE / "virtiofs/metadata/layout.py"))["declarations"]
+write_if_changed(SOURCE / "virtiofs/metadata/layout.pxd", declarations())
 
 # The usual seccomp programs come from their table; without libseccomp here, they are made each time a daemon starts.
 try:
