@@ -33,6 +33,7 @@ COMPILED = [
     "virtiofs.metadata.journal",
     "virtiofs.metadata.table",
     "virtiofs.metadata.follower",
+    "virtiofs.metadata.copy",
     "virtiofs.fs.filesystem",
     "virtiofs.fs.passthrough.slots",
     "virtiofs.fs.passthrough.account",
@@ -58,6 +59,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.growth",
     "virtiofs.fs.passthrough.quota",
     "virtiofs.fs.passthrough.single",
+    "virtiofs.fs.passthrough.versions",
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"

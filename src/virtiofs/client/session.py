@@ -146,6 +146,7 @@ class Session:
         self.caller = Caller()
         self.layout: Layout | None = None
         self.versions: Versions | None = None
+        wish: dict[str, Any] = {"unused": [VERSIONS_MAGIC, *(0,) * 10]} if device.shows_versions else {}
         self.init: Record = self.call(
             "init",
             major=FUSE_KERNEL_VERSION,
@@ -153,7 +154,7 @@ class Session:
             max_readahead=max_readahead,
             flags=flags & 0xFFFFFFFF,
             flags2=flags >> 32,
-            **({"unused": [VERSIONS_MAGIC, *(0,) * 10]} if device.shows_versions else {}),
+            **wish,
         )
         if self.init.major != FUSE_KERNEL_VERSION:
             raise ReplyError(f"the device speaks FUSE {self.init.major}.{self.init.minor}")

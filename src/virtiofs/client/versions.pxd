@@ -17,7 +17,7 @@ cdef class Answer:
     cdef Proof* proofs
 
 cdef class Known:
-    cdef Versions versions
+    cdef readonly Versions versions
     cdef uint64_t* words
     cdef dict answers
     cdef Py_ssize_t most

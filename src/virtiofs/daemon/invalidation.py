@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from virtiofs.daemon.log import Log
     from virtiofs.fs.filesystem import Filesystem
     from virtiofs.fuse.session import Session
-    from virtiofs.metadata.journal import Change
+    from virtiofs.metadata.follower import Change
     from virtiofs.metadata.table import Table
 
 AGAIN = (0.02, 0.5)

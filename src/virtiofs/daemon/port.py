@@ -43,7 +43,8 @@ class Share:
 
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
-    may still take when the guest resets the device (None: for ever).
+    may still take when the guest resets the device (None: for ever).  `table`: `make` gives the file system a metadata
+    table.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Share:
         window_size: int = 0,
         keep: Sequence[int] = (),
         patience: float | None = None,
+        table: bool = False,
     ):
+        self.table = table
         self.keep = keep
         self.patience = patience
         self.tag = tag
@@ -272,6 +275,7 @@ class Port:
             self._log,
             self.share.window_size,
             self.share.patience,
+            self.share.table,
         )
         self._back_end = BackEnd(self._device, self._log.warning)
         self._device.back_end = self._back_end

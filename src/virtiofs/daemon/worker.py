@@ -59,6 +59,8 @@ class Worker:
         self._stopped: dict[str, list[int]] = {}  # counters of queues that are no more
         self._pool = Pool() if filesystem.pool_threads else None
         self._pool_threads: list[threading.Thread] = []
+        self._versions = Versions(filesystem, log) if filesystem.table is not None else None
+        self._notifications: NotificationQueue | None = None
 
     def run(self) -> None:
         """Obey until the supervisor closes its end."""
@@ -77,8 +79,10 @@ class Worker:
                 for fd in fds:
                     os.close(fd)
             channel.send(self._socket, {**answer, "number": number})
-        for index in list(self._queues):
+        for index in (*self._queues, *([] if self._notifications is None else [NOTIFICATION_QUEUE])):
             self.stop_queue([], index)
+        if self._versions is not None:
+            self._versions.stop()
         if self._pool is not None:
             self._pool.end()
         for thread in self._pool_threads:
@@ -86,12 +90,19 @@ class Worker:
         self.reset([])
         self._filesystem.close()
 
-    def connect_window(self, fds: list[int], older: bool, barriers: bool) -> None:
-        """Map files of the guest's through this back-end channel (`dax.window`)."""
-        if self._window is None:
-            raise ValueError("this device has no window")
-        self._window.connect(fds.pop(0), older, barriers)
-        self._filesystem.use_window(self._window, self._window.exact)
+    def connect_back(self, fds: list[int], older: bool, barriers: bool) -> None:
+        """Map files of the guest's (`dax.window`), and its versions, through this back-end channel."""
+        if self._window is None and self._versions is None:
+            raise ValueError("this device has nothing to map")
+        if self._window is not None:
+            self._window.connect(fds.pop(0), older, barriers)
+            self._filesystem.use_window(self._window, self._window.exact)
+        if self._versions is not None:
+            self._versions.connect(self._window, fds.pop(0) if fds else -1, barriers)
+
+    def versions_size(self, fds: list[int]) -> int:
+        """Bytes of the region of versions."""
+        return 0 if self._versions is None else self._versions.size
 
     def map_memory(self, fds: list[int], regions: list[list[int]]) -> None:
         """Replace all guest memory by `regions` ([guest address, size, offset in its file] each)."""
@@ -135,11 +146,16 @@ class Worker:
         enabled: bool,
         call: bool,
         err: bool,
+        notifications: bool = False,
     ) -> None:
         """Run a queue.  `fds`: kick, then call and err if they are there."""
         ring = SplitQueue(self._memory, size, desc, avail, used, base, event_idx, indirect)
         kick_fd = fds.pop(0)
         call_fd = fds.pop(0) if call else -1
+        if notifications:
+            err_fd = fds.pop(0) if err else -1
+            self._start_notifications(ring, kick_fd, call_fd, err_fd, enabled)
+            return
         if self._pool is not None and not self._pool_threads:
             self._fill_pool(self._pool)
         loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit, self._pool)
@@ -150,6 +166,9 @@ class Worker:
 
     def stop_queue(self, fds: list[int], index: int) -> int:
         """Finish what is in flight and stop; returns the next available index."""
+        if self._notifications is not None and index == NOTIFICATION_QUEUE:
+            notifications, self._notifications = self._notifications, None
+            return notifications.stop()
         queue = self._queues.pop(index)
         self._pause(queue)
         queue.close()
@@ -177,6 +196,8 @@ class Worker:
         """Forget the driver's session: inodes, handles, mappings."""
         with self._standing_still():
             self._session.end()
+        if self._versions is not None:
+            self._versions.show()  # front ends forget what was mapped
 
     def status(self, fds: list[int]) -> dict[str, Any]:
         """Counters of the share and of each running queue."""
@@ -269,7 +290,8 @@ class Worker:
 COMMANDS: dict[str, Callable[..., Any]] = {
     method.__name__: method
     for method in (
-        Worker.connect_window,
+        Worker.connect_back,
+        Worker.versions_size,
         Worker.map_memory,
         Worker.add_memory,
         Worker.remove_memory,

@@ -8,6 +8,7 @@ from virtiofs.fs.passthrough.idmap cimport IdMap
 from virtiofs.fs.passthrough.inodes cimport Store
 from virtiofs.fs.passthrough.xattrmap cimport NAME_ROOM, XattrMap
 from virtiofs.fuse.request cimport OPCODES, Handler
+from virtiofs.metadata.copy cimport Shown
 
 # Whose files are: what the guest sees as owner, mode and device, and where that is kept.
 cdef enum Ownership:
@@ -48,6 +49,8 @@ cdef struct Share:
     bint window_used         # something was mapped in this session
     uint64_t dax_from        # the least size of files that the guest is told to use DAX for; 0: none
     Handler unwatched[OPCODES]  # what mappings.py stands in front of
+    Shown* shown             # what a guest is shown of the metadata table (versions.py), or NULL
+    Handler unversioned[OPCODES]  # what versions.py stands in front of
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
     XattrMap xattrs
     char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty

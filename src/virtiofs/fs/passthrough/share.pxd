@@ -3,6 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from virtiofs.fs.filesystem cimport Filesystem
 from virtiofs.fs.passthrough.account cimport Quota
 from virtiofs.fs.passthrough.context cimport Ownership, Share
+from virtiofs.metadata.copy cimport Copy
 
 cdef class Passthrough(Filesystem):
     cdef Share share
@@ -10,6 +11,7 @@ cdef class Passthrough(Filesystem):
     cdef uint64_t records_size
     cdef readonly str directory
     cdef Quota quota
+    cdef Copy copy               # what `share.shown` leads into
     cdef object window           # what the share's pointer leads to
 
     cdef void free(self)

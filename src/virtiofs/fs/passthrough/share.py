@@ -92,9 +92,11 @@ from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfi
 from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
 from cython.cimports.virtiofs.fs.passthrough.removed import store_count
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
+from cython.cimports.virtiofs.fs.passthrough.versions import show_versions
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
 from cython.cimports.virtiofs.fuse import layout
+from cython.cimports.virtiofs.metadata.copy import Copy
 
 from virtiofs.fs.passthrough.xattrrules import USER_ONLY
 
@@ -509,6 +511,13 @@ class Passthrough(Filesystem):
     def close(self) -> None:
         """Close every descriptor of the share."""
         self.free()
+
+    def use_versions(self, copy: Copy) -> None:
+        """Tell a guest that asks for it which words of `copy` each reply rests on."""
+        self.copy = copy
+        self.share.shown = cython.address(copy.shown)
+        self.version_bits = copy.table.slots.bit_length() - 1
+        show_versions(cython.address(self.share), self.table)
 
     def nodes_of(self, dev: int, ino: int) -> list[int]:
         """The node ids that the guest holds of the host's file with this st_dev and st_ino."""
