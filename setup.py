@@ -65,6 +65,7 @@ COMPILED = [
         f"virtiofs.fs.python.{name}"
         for name in ("replies", "packing", "calls", "names", "attributes", "files", "directories", "bridge")
     ),
+    "virtiofs.metadata.watch_calls",
     "virtiofs.sandbox.capabilities",
     "virtiofs.sandbox.landlock",
     "virtiofs.sandbox.namespaces",

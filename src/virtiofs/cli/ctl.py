@@ -94,7 +94,7 @@ def show(options: argparse.Namespace, result: Any) -> None:
             )
         )
         for share in result:
-            for line in [*quota(share), *queues(share)]:
+            for line in [*quota(share), *watcher(share), *queues(share)]:
                 print(line)
     elif options.do == "list":
         print(table(("TAG", "DIRECTORY", "MODE", "SOCKET", "PID"), (row(share) for share in result)))
@@ -125,6 +125,19 @@ def quota(share: dict[str, Any]) -> list[str]:
         return []
     used, limit = share["quota"]["used"], share["quota"]["bytes"]
     return [f"{share['tag']}: the guest added {show_size(used)} of {show_size(limit)}"]
+
+
+def watcher(share: dict[str, Any]) -> list[str]:
+    """A line about who enters the host's changes into a share's metadata table, where it has one."""
+    found = share["watcher"]
+    if not found:
+        return []
+    line = f"{share['tag']}: host watcher: {found['state']}"
+    if found["kind"] != "none":
+        line += f", {found['kind']}, {found['events']} events, {found['overflows']} overflows"
+    if found["unwatched"]:
+        line += f", {found['unwatched']} places not watched (the log says why)"
+    return [line]
 
 
 def queues(share: dict[str, Any]) -> list[str]:

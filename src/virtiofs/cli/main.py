@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "share directories with VMs over vhost-user",
     "mount": "mount a directory on this host as a guest would, without a VM",
     "ctl": "ask a running daemon, or change what it shares",
+    "events": "tell what changes in a share, as it happens",
     "run": "run a command in a throw-away guest that has directories shared",
     "check": "check that a virtio-fs device is right and robust",
     "bench": "measure virtio-fs daemons side by side",

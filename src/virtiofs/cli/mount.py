@@ -159,6 +159,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {threads}")
         share: Share | Servable
+        watched = ""
         if pythonshare.is_class(options.directory):
             share = pythonshare.load(options, log)
             name = options.directory
@@ -166,6 +167,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
                 threads = max(1, share.filesystem.threads)
         else:
             share, name = directory_share(options, log)
+            watched = share.metadata_table
         mountpoint = Mountpoint(
             options.mountpoint,
             name=name,
@@ -176,7 +178,15 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         tell(serve.describe(error))
         return 1
     try:
-        return HostMount(mountpoint, share.make, share.walls, threads, log, share.keep).run(ready)
+        return HostMount(
+            mountpoint,
+            share.make,
+            share.walls,
+            threads,
+            log,
+            share.keep,
+            watched,
+        ).run(ready)
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
         return 1
@@ -189,7 +199,15 @@ def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
     check_apart(path, options.directory, options.mountpoint)
     walls = serve.make_walls(options, log)
     return (
-        serve.make_share(serve.DEFAULT_TAG, path, options.readonly, settings, walls, options.directory),
+        serve.make_share(
+            serve.DEFAULT_TAG,
+            path,
+            options.readonly,
+            settings,
+            walls,
+            options.directory,
+            table=options.metadata_table,
+        ),
         path,
     )
 

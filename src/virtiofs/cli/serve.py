@@ -137,6 +137,12 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
         " day (%(default)s)",
     )
     parser.add_argument(
+        "--metadata-table",
+        action="store_true",
+        help="keep a table in shared memory of what changed in the tree, into which also the host's changes go, as"
+        " others who have it see (docs/metadata-table.md; read the notice about US patent 11,237,963 there first)",
+    )
+    parser.add_argument(
         "--writeback",
         action="store_true",
         help="let the guest keep what it writes for a while; nobody else may change the files then",
@@ -342,6 +348,7 @@ def make_walls(options: argparse.Namespace, log: Log) -> Walls:
         file_handles=options.inode_file_handles != "never",
         descriptors=options.rlimit_nofile,
         dax=getattr(options, "dax_window", None) is not None,
+        watcher=options.metadata_table,
         warn=log.warning,
         **ownership.id_maps(options),
     )
@@ -399,6 +406,7 @@ def directory_share(
         options.directory,
         common_quota(options),
         window,
+        options.metadata_table,
     )
 
 
@@ -444,6 +452,7 @@ def port_maker(
             path,
             quota or quota_of_all,
             window,
+            options.metadata_table,
         )
         socket = os.path.join(directory, f"{tag}.sock")
         return Port(
@@ -518,11 +527,12 @@ def make_share(
     where: str,
     limit: int = 0,
     window: int = 0,
+    table: bool = False,
 ) -> Share:
     """The share of a directory, or of a single file; `path` is absolute.  `limit`: of a quota, 0 for none.
 
-    `window`: bytes of its DAX window; a read-only share has none.  The walls around a single file are those around
-    its directory.  Raises `ValueError`.
+    `window`: bytes of its DAX window; a read-only share has none.  `table`: whether it has a metadata table.
+    The walls around a single file are those around its directory.  Raises `ValueError`.
     """
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
@@ -553,6 +563,8 @@ def make_share(
         read_only,
         quota,
         0 if read_only else window,
+        metadata_table=os.path.realpath(directory) if table else "",
+        only=only,
     )
 
 

@@ -2,7 +2,8 @@
 """The control socket: what a person or a program asks of a running daemon.  docs/control.md describes it.
 
 Lines of JSON both ways.  The oracle: each line is answered by one line, `{"result": VALUE}` or
-`{"error": TEXT}`, or the connection is closed.  Only root and the daemon's own user are let in.
+`{"error": TEXT}`, or the connection is closed; after the answer to `events`, a line follows for each change.  Only
+root and the daemon's own user are let in.
 
 Nobody can hold the daemon up: every read and write is non-blocking, a client's lines are obeyed one in each
 turn of the supervisor's loop, and nothing more is read from a client that has not taken its answers.
@@ -14,6 +15,7 @@ import functools
 import json
 import os
 import select
+import signal
 import socket
 import struct
 from collections.abc import Callable
@@ -21,11 +23,13 @@ from typing import Any
 
 from virtiofs.daemon import metrics
 from virtiofs.daemon.log import Log
-from virtiofs.daemon.port import SocketFile
+from virtiofs.daemon.port import Port, SocketFile
 from virtiofs.daemon.supervisor import Supervisor
 
 MAX_LINE = 65536
 MAX_CLIENTS = 16
+# Clients that are told of changes, each by a process.
+MAX_LISTENERS = 32
 CHUNK = 65536
 
 
@@ -52,6 +56,7 @@ class Control:
         self._supervisor = supervisor
         self._log = log
         self._clients: list[Client] = []
+        self._listeners: dict[int, int] = {}  # the process that tells one what changes, by its pidfd
         listener.setblocking(False)
 
     @property
@@ -67,12 +72,18 @@ class Control:
         for client in self._clients:
             events = select.POLLOUT if client.outgoing else select.POLLIN
             sources.append((client.socket.fileno(), events, functools.partial(self._serve, client)))
+        for handle in self._listeners:
+            sources.append((handle, select.POLLIN, functools.partial(self._bury, handle)))
         return sources
 
     def close(self) -> None:
         """Close the socket and every connection."""
         for client in list(self._clients):
             self._drop(client)
+        for handle, pid in list(self._listeners.items()):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(handle)
         self._listener.close()
         self._file.remove()
 
@@ -103,7 +114,10 @@ class Control:
             if client.has_line:
                 line, _, rest = bytes(client.incoming).partition(b"\n")
                 client.incoming[:] = rest
-                client.outgoing += json.dumps(answer(self._supervisor, line)).encode() + b"\n"
+                result = answer(self._supervisor, line)
+                if isinstance(result.get("result"), Port):
+                    result = self._tell_changes(client, result["result"])
+                client.outgoing += json.dumps(result).encode() + b"\n" if result else b""
                 self._flush(client)
         except ConnectionError:
             self._drop(client)
@@ -112,6 +126,24 @@ class Control:
             self._drop(client)  # no answer can say which line it is for
         elif client.ended and not client.outgoing and not client.has_line:
             self._drop(client)
+
+    def _tell_changes(self, client: Client, port: Port) -> dict[str, Any]:
+        """Leave a client to a process that tells it of changes, or the error that is its answer."""
+        from virtiofs.daemon import events
+
+        if len(self._listeners) >= MAX_LISTENERS:
+            return {"error": f"{MAX_LISTENERS} clients are told of changes, which is all this daemon does"}
+        pid, handle = events.start(client.socket, port.share, self._log)
+        self._listeners[handle] = pid
+        client.ended = True  # nothing else is answered
+        client.incoming.clear()
+        return {}
+
+    def _bury(self, handle: int) -> None:
+        """A client went that was told of changes."""
+        if handle in self._listeners and os.waitpid(self._listeners[handle], os.WNOHANG)[0]:
+            del self._listeners[handle]
+            os.close(handle)
 
     def _read(self, client: Client) -> None:
         try:
@@ -182,6 +214,18 @@ def set_log_level(supervisor: Supervisor, level: str) -> None:
     supervisor.set_log_level(level)
 
 
+def events(supervisor: Supervisor, tag: str = "") -> Port:
+    """The share whose changes are to be told."""
+    if not tag and len(supervisor.ports) != 1:
+        raise ValueError(
+            f"this daemon has several shares; say which: {', '.join(port.tag for port in supervisor.ports)}"
+        )
+    port = supervisor.find(tag) if tag else supervisor.ports[0]
+    if not port.share.metadata_table:
+        raise ValueError(f"{port.tag} has no metadata table; start the daemon with --metadata-table")
+    return port
+
+
 # Arguments by name with their types, and the function that takes them.
 COMMANDS: dict[str, tuple[dict[str, type], Callable[..., Any]]] = {
     "status": ({}, Supervisor.status),
@@ -189,5 +233,6 @@ COMMANDS: dict[str, tuple[dict[str, type], Callable[..., Any]]] = {
     "add": ({"share": str}, add),
     "remove": ({"tag": str, "force": bool}, remove),
     "log-level": ({"level": str}, set_log_level),
+    "events": ({"tag": str}, events),
     "metrics": ({}, lambda supervisor: metrics.text(supervisor.ports)),
 }

@@ -75,7 +75,8 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 class HostMount:
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
-    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `watched`:
+    the directory that has a metadata table, "" for none.
     """
 
     def __init__(
@@ -86,7 +87,9 @@ class HostMount:
         threads: int,
         log: Log,
         keep: Sequence[int] = (),
+        watched: str = "",
     ):
+        self._watched = watched
         self._keep = keep
         self._mountpoint = mountpoint
         self._make = make
@@ -111,7 +114,7 @@ class HostMount:
                 pid, sock = self._start()
                 with sock:
                     ready()
-                    select.select([sock, wake], [], [])
+                    self._wait(sock, wake)
                     return self._end(pid, sock)
         except MountError as error:
             self._log.error(str(error))
@@ -123,6 +126,25 @@ class HostMount:
 
     def _note(self, number: int, _frame: object) -> None:
         self._signal = number
+
+    def _wait(self, worker: socket.socket, wake: socket.socket) -> None:
+        """Wait for a signal or the worker's end."""
+        if not self._watched:
+            select.select([worker, wake], [], [])
+            return
+        from virtiofs.daemon.watcher import WatcherProcess
+
+        watcher = WatcherProcess(self._watched, self._log)
+        watcher.start()
+        try:
+            while True:
+                sources = [worker.fileno(), wake.fileno(), *([watcher.fd] if watcher.fd >= 0 else [])]
+                happened = select.select(sources, [], [])[0]
+                if happened != [watcher.fd]:
+                    return
+                watcher.ended()
+        finally:
+            watcher.end()
 
     def _start(self) -> tuple[int, socket.socket]:
         """Fork the worker: its process id and our end of its channel."""

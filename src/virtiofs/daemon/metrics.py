@@ -34,6 +34,25 @@ FAMILIES = (
     ("virtiofs_pool_jobs", "gauge", "Requests that the pool has: being served, or waiting for a thread."),
     ("virtiofs_pool_requests_total", "counter", "Requests the pool has taken, since the VMM connected."),
     ("virtiofs_pool_refused_total", "counter", "Requests it had no room for, since the VMM connected."),
+    (
+        "virtiofs_watcher_complete",
+        "gauge",
+        "Whether all that the host does enters the metadata table, by kind.",
+    ),
+    ("virtiofs_watcher_events_total", "counter", "Events that the kernel told the watcher of."),
+    ("virtiofs_watcher_bumps_total", "counter", "Changes that it entered."),
+    ("virtiofs_watcher_coalesced_total", "counter", "Changes that were the same as others at that time."),
+    (
+        "virtiofs_watcher_overflows_total",
+        "counter",
+        "Times that events were lost, so that everything counts as changed.",
+    ),
+    (
+        "virtiofs_watcher_watches",
+        "gauge",
+        "File systems (fanotify) or directories (inotify) that are watched.",
+    ),
+    ("virtiofs_watcher_unwatched", "gauge", "Those that could not be."),
     ("virtiofs_dax_mappings", "gauge", "Ranges of the DAX window that stand for pieces of files."),
     ("virtiofs_dax_evictions_total", "counter", "Ranges the guest took from files, since the VMM connected."),
     ("virtiofs_dax_refused_total", "counter", "Files without DAX and mappings refused, by reason."),
@@ -45,6 +64,14 @@ FROM_STATISTICS = {
     "evictions": "virtiofs_evictions_total",
     "dax_mappings": "virtiofs_dax_mappings",
     "dax_evictions": "virtiofs_dax_evictions_total",
+}
+FROM_WATCHER = {
+    "events": "virtiofs_watcher_events_total",
+    "bumps": "virtiofs_watcher_bumps_total",
+    "coalesced": "virtiofs_watcher_coalesced_total",
+    "overflows": "virtiofs_watcher_overflows_total",
+    "watches": "virtiofs_watcher_watches",
+    "unwatched": "virtiofs_watcher_unwatched",
 }
 FROM_POOL = {
     "threads": "virtiofs_pool_threads",
@@ -79,6 +106,11 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
     if status["quota"]:
         put("virtiofs_quota_bytes", status["quota"]["bytes"])
         put("virtiofs_quota_used_bytes", status["quota"]["used"])
+    if status["watcher"]:
+        kind = status["watcher"]["kind"]
+        put("virtiofs_watcher_complete", int(status["watcher"]["complete"]), f',kind="{kind}"')
+        for key, name in FROM_WATCHER.items():
+            put(name, status["watcher"][key])
     for index, queue in sorted(status["queues"].items()):
         put("virtiofs_queue_broken", int(bool(queue["broken"])), f',queue="{index}"')
     for key, value in status["filesystem"].items():

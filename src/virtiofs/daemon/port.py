@@ -28,6 +28,7 @@ from virtiofs.vhostuser.transport import MESSAGE_SECONDS, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.watcher import WatcherProcess
     from virtiofs.fs.passthrough.account import Quota
 
 # How long a worker may take to finish its requests before it is killed.
@@ -43,8 +44,8 @@ class Share:
 
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
-    may still take when the guest resets the device (None: for ever).  `table`: `make` gives the file system a metadata
-    table.
+    may still take when the guest resets the device (None: for ever).  `metadata_table`: the absolute path of the
+    directory whose metadata table it has, "" for none; `only`: the one file of that which is shared, if it is one.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Share:
         window_size: int = 0,
         keep: Sequence[int] = (),
         patience: float | None = None,
-        table: bool = False,
+        metadata_table: str = "",
+        only: str = "",
     ):
-        self.table = table
+        self.metadata_table = metadata_table
+        self.only = only
         self.keep = keep
         self.patience = patience
         self.tag = tag
@@ -133,6 +136,7 @@ class Port:
         self._device: ShareDevice | None = None
         self._worker: tuple[int, socket.socket] | None = None
         self._leaving: list[Leaving] = []
+        self._watcher: WatcherProcess | None = None
         self._past: dict[str, list[int]] = {}  # counters of connections that are over
 
     @property
@@ -148,7 +152,12 @@ class Port:
         return self._connection is not None
 
     def start(self) -> None:
-        """Get a worker, and serve the front end that is there already.  Raises `WorkerError`."""
+        """Get a watcher and a worker, and serve the front end that is there already.  Raises `WorkerError`."""
+        if self.share.metadata_table:
+            from virtiofs.daemon.watcher import WatcherProcess
+
+            self._watcher = WatcherProcess(self.share.metadata_table, self._log)
+            self._watcher.start()
         self._start_worker()
         if self._first is not None:
             self._connect(self._first)
@@ -156,6 +165,8 @@ class Port:
     def sources(self) -> list[Source]:
         """What to wait for, and what to do then, the most urgent first; after one of them, ask again."""
         sources: list[Source] = [(left.handle, self._reap) for left in self._leaving]
+        if self._watcher is not None and self._watcher.fd >= 0:
+            sources.append((self._watcher.fd, self._watcher.ended))
         # What the front end did before it left comes before whoever wants its place.
         if self._worker is not None:
             sources.append((self._worker[1].fileno(), self._look_after_worker))
@@ -182,6 +193,9 @@ class Port:
         """Stop listening, drop the front end and let the worker end; `finish` waits for that."""
         self._disconnect()
         self._release_worker()
+        if self._watcher is not None:
+            self._watcher.end()
+            self._watcher = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -216,6 +230,7 @@ class Port:
             "connected": self.peer,
             "connections": self.connections,
             "quota": None,
+            "watcher": self._watcher.status() if self._watcher is not None else None,
             "worker": self._worker[0] if self._worker else None,
             "dax_window": self.share.window_size,
             "queues": {},
@@ -275,7 +290,7 @@ class Port:
             self._log,
             self.share.window_size,
             self.share.patience,
-            self.share.table,
+            bool(self.share.metadata_table),
         )
         self._back_end = BackEnd(self._device, self._log.warning)
         self._device.back_end = self._back_end

@@ -96,7 +96,10 @@ HEADER = Structure(
         Field("records", 4, 1, f"number of journal records: {RECORDS}"),
         Field("record_size", 4, 1, "bytes of each"),
         Field("records_at", 8, 1, "where they begin"),
-        Field("reserved", 8, 18, "zero"),
+        Field(
+            "watch", 8, 1, "who enters the host's changes: (member + 1) << 1 | whether all of them; 0: nobody"
+        ),
+        Field("reserved", 8, 17, "zero"),
         # Each of these is written by many; a cache line each.
         Field("everything", 8, 1, "word of the whole tree"),
         Field("everything_at", 8, 1, "when it changed: ns of CLOCK_BOOTTIME; 0: never"),
@@ -115,7 +118,7 @@ MEMBER = Structure(
         Field("state", 4, 1, "0: free; 1: taken. Alive if somebody holds its lock"),
         Field("pid", 4, 1, "of the process that attached"),
         Field("worker", 4, 1, "process id of a worker whose changes enter by themselves, or 0"),
-        Field("reserved", 4, 1, "zero"),
+        Field("namespace", 4, 1, "of process ids that the two are from: st_ino of /proc/self/ns/pid"),
         Field("attached", 8, 1, "when: ns of CLOCK_BOOTTIME"),
         Field("pending", 8, PENDING, "changes that were begun and not ended: slot << 2 | phase; 0: unused"),
         Field("reserved_1", 8, 254, "zero"),

@@ -262,9 +262,19 @@ def bury(view: cython.pointer(View), dead: uint32_t) -> cython.int:
         change_everything(view)
     if left:
         return -1
+    if load_u64(cython.address(view.header.watch)) >> 1 == dead + 1:
+        store_u64(cython.address(view.header.watch), 0)
     store_u32(cython.address(member.worker), 0)
     store_release_u32(cython.address(member.state), 0)
     return ended
+
+
+def namespace() -> int:
+    """The number of our namespace of process ids; 0 if /proc does not say."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino & 0xFFFFFFFF
+    except OSError:
+        return 0
 
 
 @cython.cclass
@@ -299,6 +309,7 @@ class Table:
         record: cython.pointer(Member) = self.view.members + self.view.member
         record.pid = self.pid
         record.worker = 0
+        record.namespace = namespace()
         record.attached = boot_time()
         store_release_u32(cython.address(record.state), 1)
 
@@ -439,8 +450,17 @@ class Table:
         store_u32(cython.address(self.view.members[self.view.member].worker), pid)
 
     def worker_pids(self) -> set[int]:
-        """The processes whose changes enter by themselves: those who watch the host may leave them out."""
-        return {self.view.members[cython.cast(cython.int, number)].worker for number in self.taken()} - {0}
+        """The processes whose changes enter by themselves: those who watch the host may leave them out.
+
+        Those of our namespace of process ids only: in another the same number is another process.
+        """
+        ours: uint32_t = self.view.members[self.view.member].namespace
+        numbers: set = set()
+        for number in self.taken():
+            member: cython.pointer(Member) = self.view.members + cython.cast(cython.int, number)
+            if member.namespace == ours != 0:
+                numbers.add(member.worker)
+        return numbers - {0}
 
     def bury(self, member: int) -> int:
         """End what a dead member had begun: the number of changes, or -1 if some must wait.  See `registry.tidy`."""
@@ -467,6 +487,21 @@ class Table:
 
         self.check()
         return registry.watched(self)
+
+    def set_watching(self, complete: bool) -> None:
+        """Say that we enter the host's changes, and whether all of them, or only some as yet.  See `watcher`."""
+        self.check()
+        store_u64(cython.address(self.view.header.watch), (self.view.member + 1) << 1 | bool(complete))
+
+    @property
+    def watcher(self) -> tuple[int, bool] | None:
+        """The member that enters the host's changes, and whether all of them; None: nobody does.
+
+        One that died is named until somebody has tidied up (`registry.tidy`); `watched` asks the kernel.
+        """
+        self.check()
+        word: uint64_t = load_u64(cython.address(self.view.header.watch))
+        return (word // 2 - 1, bool(word & 1)) if word > 1 else None
 
     def keep_mapping_only(self) -> None:
         """Close the descriptor: membership then lasts as long as the mapping, which is until this process ends.

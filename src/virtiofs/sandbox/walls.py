@@ -54,6 +54,7 @@ class Walls:
     `changes`: capabilities to add and to take, "+NAME:-NAME...".  `file_handles`: come back to files by handle.
     `users`, `groups`: the ids of a user namespace, which is made in any case if there are some.  `dax`: the worker has
     a window.  `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
+    `watcher`: processes that watch the host are forked later on, and need the file handles that workers may not have.
     `features`: what else of the seccomp table the workers need, "python" or "network" (which leaves them that).
     `warn` is given what a user should know.  Raises `ValueError` for what makes no sense, `OSError` for what
     can not be done here.
@@ -73,6 +74,7 @@ class Walls:
         users: Sequence[IdRange] = (),
         groups: Sequence[IdRange] = (),
         features: Sequence[str] = (),
+        watcher: bool = False,
     ):
         permitted = capabilities.permitted()
         self._directory = None if directory is None else os.path.realpath(directory)
@@ -81,6 +83,7 @@ class Walls:
         self._descriptors = descriptors
         self._warn = warn
         self._features = tuple(features)
+        self._watching = HANDLES if watcher else 0
         self._capabilities = 0 if directory is None else SHARE | (HANDLES if file_handles else 0)
         if changes:
             self._capabilities = capabilities.change(self._capabilities, changes)
@@ -133,7 +136,7 @@ class Walls:
         """Give up what no worker needs; for the supervisor, once, when its socket listens."""
         if self._maps is None or not self._maps.programs:  # these are set-user-ID
             process.no_new_privileges()
-        capabilities.keep(self._capabilities | BUILDING)
+        capabilities.keep(self._capabilities | BUILDING | self._watching)
 
     def enter(self, parent: int, *keep: int) -> Place:
         """Put up the walls around this process, which was just forked by the process of pidfd `parent`.
@@ -141,7 +144,7 @@ class Walls:
         Of its descriptors only 0 to 2 and `keep` are left.  The process that returns may be a child of the
         one that called; the latter never returns, but ends as the former does.  Raises `OSError`.
         """
-        self._close_all_but(parent, *keep)
+        close_all_but(parent, *keep)
         if self._descriptors is not None:
             process.set_descriptor_limit(self._descriptors)
         process.settle_allocator()
@@ -157,18 +160,6 @@ class Walls:
         process.forbid_core()
         return place
 
-    def _close_all_but(self, *fds: int) -> None:
-        """Close every descriptor that is not given; standard input and output lead nowhere."""
-        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(nowhere, 0)
-        os.dup2(nowhere, 1)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) not in fds:
-                try:
-                    os.close(int(name))
-                except OSError:
-                    pass  # the one that listed them
-
     def _fork(self, parent: int) -> int:
         """Go on as the first process of a new process id namespace: a pidfd of the process that stays outside."""
         if self._maps is not None:
@@ -180,7 +171,7 @@ class Walls:
         outside = os.pidfd_open(os.getpid())
         child = os.fork()
         if child:
-            self._close_all_but()
+            close_all_but()
             process.no_new_privileges()
             capabilities.keep(0)
             process.forbid_core()
@@ -236,6 +227,19 @@ class Walls:
         )
         if self._filter is not None:
             process.load_filter(self._filter)
+
+
+def close_all_but(*fds: int) -> None:
+    """Close every descriptor that is not given; standard input and output lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in fds:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # the one that listed them
 
 
 def enter_directory(path: str) -> None:
