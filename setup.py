@@ -27,6 +27,7 @@ COMPILED = [
     "virtiofs.fuse.serving",
     "virtiofs.fuse.loop",
     "virtiofs.fuse.devfuse",
+    "virtiofs.fuse.notifying",
     "virtiofs.client.hiprio",
     "virtiofs.client.relay",
     "virtiofs.client.versions",
@@ -60,6 +61,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.quota",
     "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.versions",
+    "virtiofs.fs.passthrough.trust",
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"

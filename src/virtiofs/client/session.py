@@ -123,7 +123,7 @@ def verify(reply: Reply, unique: int, operation: Operation, room: int) -> None:
 
 
 class Session:
-    """A FUSE session over one queue of a device; INIT is done when the constructor returns.
+    """A FUSE session over one queue of a device (None: the first); INIT is done when the constructor returns.
 
     `flags`: INIT flags to offer.  `caller`: in whose name requests are made; change it at any time. `init`
     holds the device's INIT reply, `flags` what both sides agreed on, `max_data` and `max_write` the most
@@ -136,13 +136,13 @@ class Session:
     def __init__(
         self,
         device: Device,
-        queue: int = 1,
+        queue: int | None = None,
         flags: int = OFFER,
         minor: int = FUSE_KERNEL_MINOR_VERSION,
         max_readahead: int = 128 << 10,
     ):
         self.device = device
-        self.queue = queue
+        self.queue = device.first_request if queue is None else queue
         self.caller = Caller()
         self.layout: Layout | None = None
         self.versions: Versions | None = None
@@ -162,7 +162,7 @@ class Session:
         self.flags: int = flags & (self.init.flags | (self.init.flags2 << 32 if extended else 0))
         pages = self.init.max_pages if self.has("MAX_PAGES") else DEFAULT_PAGES
         # As Linux: the chain of a request fits the ring even without an indirect table.
-        pages = min(pages, device.queues[queue].size - HEADER_PIECES)
+        pages = min(pages, device.queues[self.queue].size - HEADER_PIECES)
         self.max_data: int = pages * PAGE
         self.max_write: int = min(max(self.init.max_write, PAGE), self.max_data)
         if device.shows_versions:

@@ -451,9 +451,7 @@ class Tree:
         status: os.stat_result = self._answer(key, path, follow_symlinks, result)
         return status
 
-    def _answer(
-        self, key: Hashable, path: str, follow: bool, make: Callable[[SimpleNamespace], Any]
-    ) -> Any:
+    def _answer(self, key: Hashable, path: str, follow: bool, make: Callable[[SimpleNamespace], Any]) -> Any:
         """What is known under `key`, or what `make` makes of the attributes of what is at `path`."""
         known = self._known
         if known is None:

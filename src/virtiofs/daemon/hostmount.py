@@ -8,7 +8,9 @@ own death ends the worker, and the guardian of the mount point unmounts (fuse/mo
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -23,8 +25,16 @@ from virtiofs.fuse.mountpoint import MountError, Mountpoint
 from virtiofs.fuse.session import Session
 from virtiofs.sandbox.walls import Place, Walls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.daemon.invalidation import Invalidator
+
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
+# Whether this kernel can be told to look at all names anew (FUSE_NOTIFY_INC_EPOCH, Linux 6.16); behind the walls it
+# could not be asked.  One that can not trusts names only so long.
+EPOCHS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 16)
+NAMES_SECONDS = 1.0
 
 
 def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Log], None]:
@@ -33,6 +43,18 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         session = Session(filesystem)
         ended = os.eventfd(0)
+        invalidator: Invalidator | None = None
+        if filesystem.metadata is not None:
+            from virtiofs.daemon.invalidation import Invalidator
+
+            filesystem.trust_metadata(None if EPOCHS else NAMES_SECONDS)
+            # A descriptor of its own, as the loops close theirs.
+            to_kernel = os.dup(fds[0])
+            invalidator = Invalidator(
+                filesystem.metadata, filesystem, session, lambda message: tell(to_kernel, message), log
+            )
+            telling = threading.Thread(target=invalidator.run, name="invalidation", daemon=True)
+            telling.start()
         failures: list[OSError] = []
 
         def run(loop: DevFuseLoop) -> None:
@@ -49,6 +71,10 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
         for thread in threads:
             thread.start()
         select.select([sock.fileno(), ended], [], [])
+        if invalidator is not None:
+            # A message may be waiting for a reply of the loops'.
+            invalidator.stop()
+            telling.join(GRACE_SECONDS / 2)
         for loop in loops:
             loop.stop()
         for thread in threads:
@@ -59,6 +85,15 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
             raise failures[0]
 
     return serve
+
+
+def tell(fd: int, message: bytes) -> int:
+    """Write a notification to /dev/fuse: 0, or why the kernel does not take it."""
+    try:
+        os.write(fd, message)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int]:
@@ -148,11 +183,19 @@ class HostMount:
 
     def _start(self) -> tuple[int, socket.socket]:
         """Fork the worker: its process id and our end of its channel."""
+        if self._watched:
+            import virtiofs.daemon.invalidation  # noqa: F401  (behind the walls nothing can be imported)
+
         self._walls.leave()
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
         try:
             return worker.start(
-                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
+                self._make,
+                self._log,
+                self._walls,
+                serve_descriptors(fds),
+                [*fds, *self._keep],
+                self._watched,
             )
         finally:
             for fd in fds[1:]:

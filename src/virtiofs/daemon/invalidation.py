@@ -14,7 +14,6 @@ changed less than a second ago is given out without validity, so this costs no m
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,13 +21,13 @@ from collections.abc import Callable, Iterator
 from virtiofs.fuse import notification
 from virtiofs.fuse.notification import Notification
 from virtiofs.metadata import layout
+from virtiofs.metadata.follower import Change, Follower
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.log import Log
     from virtiofs.fs.filesystem import Filesystem
     from virtiofs.fuse.session import Session
-    from virtiofs.metadata.follower import Change
     from virtiofs.metadata.table import Table
 
 AGAIN = (0.02, 0.5)
@@ -58,24 +57,22 @@ class Invalidator:
         self._send = send
         self._log = log
         self._own = table.member
-        self._follower = table.follow()
+        self._follower = Follower(table)
         self._again: list[OrderedDict[Notification, float]] = [OrderedDict() for _ in AGAIN]
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="invalidation", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
-        """Send nothing more.  Whoever serves goes on meanwhile: a message may be waiting for a reply of theirs."""
+        """Make `run` return.  Whoever serves goes on meanwhile: a message may be waiting for a reply of theirs."""
         self._stopping = True
         self._follower.close()
-        self._thread.join()
 
-    def _run(self) -> None:
+    def run(self, everything: bool = False) -> None:
+        """Tell the client of changes until `stop`, or until there is nobody to tell.  `everything`: of all there is
+        first, as it may have missed some.
+        """
+        told: dict[Notification, None] = dict.fromkeys(self._everything()) if everything else {}
         while not self._stopping:
-            change = self._follower.next(self._until_due())
-            told: dict[Notification, None] = {}
+            change = self._follower.next(0 if told else self._until_due())
             for _ in range(MOST_AT_ONCE):
                 if change is None or self._stopping:
                     break
@@ -88,6 +85,7 @@ class Invalidator:
                 while queue and next(iter(queue.values())) <= now:
                     queue.popitem(last=False)
             if not self._session.initialised:
+                told = {}  # there is nothing that the client knows
                 continue
             for one in (*told, *due):
                 if not self._tell(one):
@@ -97,6 +95,7 @@ class Invalidator:
                     # A later time is enough: what is sent now covers what this was to repeat.
                     queue.pop(one, None)
                     queue[one] = now + delay
+            told = {}
 
     def _until_due(self) -> float | None:
         first = [next(iter(queue.values())) for queue in self._again if queue]

@@ -336,8 +336,9 @@ class Port:
                 self.share.make,
                 self._log,
                 self.share.walls,
-                worker.serve_queues(self.share.window_size),
+                worker.serve_queues(self.share.window_size, bool(self.share.metadata_table)),
                 keep=self.share.keep,
+                metadata_table=self.share.metadata_table,
             )
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None

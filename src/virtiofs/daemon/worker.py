@@ -28,13 +28,16 @@ from virtiofs.virtqueue.split import SplitQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.notifications import Notifications
+    from virtiofs.daemon.versions import Versions
     from virtiofs.dax.window import Window
+    from virtiofs.metadata.table import Table
 
 
 class Queue:
     """A queue that runs: its loop, the thread in it, and the descriptor to signal when its ring is broken."""
 
-    def __init__(self, index: int, loop: QueueLoop, err: int):
+    def __init__(self, index: int, loop: QueueLoop | Notifications, err: int):
         self.index = index
         self.loop = loop
         self.err = err
@@ -59,8 +62,11 @@ class Worker:
         self._stopped: dict[str, list[int]] = {}  # counters of queues that are no more
         self._pool = Pool() if filesystem.pool_threads else None
         self._pool_threads: list[threading.Thread] = []
-        self._versions = Versions(filesystem, log) if filesystem.table is not None else None
-        self._notifications: NotificationQueue | None = None
+        self._versions: Versions | None = None
+        if filesystem.metadata is not None:
+            from virtiofs.daemon.versions import Versions
+
+            self._versions = Versions(filesystem.metadata, filesystem, log)
 
     def run(self) -> None:
         """Obey until the supervisor closes its end."""
@@ -79,7 +85,7 @@ class Worker:
                 for fd in fds:
                     os.close(fd)
             channel.send(self._socket, {**answer, "number": number})
-        for index in (*self._queues, *([] if self._notifications is None else [NOTIFICATION_QUEUE])):
+        for index in list(self._queues):
             self.stop_queue([], index)
         if self._versions is not None:
             self._versions.stop()
@@ -152,23 +158,25 @@ class Worker:
         ring = SplitQueue(self._memory, size, desc, avail, used, base, event_idx, indirect)
         kick_fd = fds.pop(0)
         call_fd = fds.pop(0) if call else -1
+        loop: QueueLoop | Notifications
         if notifications:
-            err_fd = fds.pop(0) if err else -1
-            self._start_notifications(ring, kick_fd, call_fd, err_fd, enabled)
-            return
-        if self._pool is not None and not self._pool_threads:
-            self._fill_pool(self._pool)
-        loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit, self._pool)
+            loop = self._notifications(ring, kick_fd, call_fd)
+        else:
+            if self._pool is not None and not self._pool_threads:
+                self._fill_pool(self._pool)
+            loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit, self._pool)
         loop.set_enabled(enabled)
         queue = Queue(index, loop, fds.pop(0) if err else -1)
         self._queues[index] = queue
         self._resume(queue)
 
+    def _notifications(self, ring: SplitQueue, kick_fd: int, call_fd: int) -> Notifications:
+        from virtiofs.daemon.notifications import Notifications
+
+        return Notifications(ring, kick_fd, call_fd, self._filesystem, self._session, self._log)
+
     def stop_queue(self, fds: list[int], index: int) -> int:
         """Finish what is in flight and stop; returns the next available index."""
-        if self._notifications is not None and index == NOTIFICATION_QUEUE:
-            notifications, self._notifications = self._notifications, None
-            return notifications.stop()
         queue = self._queues.pop(index)
         self._pause(queue)
         queue.close()
@@ -323,10 +331,16 @@ def make_window(size: int, memory: GuestMemory, log: Log) -> Window:
     return Window(size, memory, log.warning)
 
 
-def serve_queues(window_size: int) -> Callable[[socket.socket, Filesystem, Log], None]:
-    """What a worker does for a front end.  `window_size`: of the device's DAX window, 0 for none."""
+def serve_queues(window_size: int, table: bool = False) -> Callable[[socket.socket, Filesystem, Log], None]:
+    """What a worker does for a front end.  `window_size`: of the device's DAX window, 0 for none.  `table`: the share
+    has a metadata table.
+    """
+    # Behind the walls nothing can be imported.
     if window_size:
-        import virtiofs.dax.window  # noqa: F401  (behind the walls nothing can be imported)
+        import virtiofs.dax.window
+    if table:
+        import virtiofs.daemon.notifications
+        import virtiofs.daemon.versions  # noqa: F401
 
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         Worker(sock, filesystem, log, window_size).run()
@@ -340,12 +354,14 @@ def start(
     walls: Walls,
     serve: Callable[[socket.socket, Filesystem, Log], None],
     keep: Sequence[int] = (),
+    metadata_table: str = "",
 ) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes inside `walls`: a process id and the supervisor's end of its channel.
 
     The process is the worker, or one that ends as the worker does.  Raises `WorkerError` if the walls can not be
     put up or the file system can not be made.  It keeps the log's descriptors and `keep`; others belong to other
-    guests.  `serve` is what it does then, until the other end of its channel is closed.
+    guests.  `metadata_table`: the directory whose table the file system's changes are entered into, "" for none.
+    `serve` is what it does then, until the other end of its channel is closed.
     """
     ours, its = channel.pair()
     supervisor = os.pidfd_open(os.getpid())
@@ -367,8 +383,13 @@ def start(
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         try:
-            place = walls.enter(supervisor, its.fileno(), *log.target.fds, *keep)
+            table = attach(metadata_table) if metadata_table else None
+            shared = () if table is None else (table.fd,)
+            place = walls.enter(supervisor, its.fileno(), *log.target.fds, *keep, *shared)
             filesystem = make(place)
+            if table is not None:
+                table.keep_mapping_only()  # no descriptor leads out of the share
+                filesystem.use_metadata(table)
             threading.excepthook = lambda what: log.error(f"a thread failed: {what.exc_value!r}")
             walls.seal(place)
         except (OSError, ValueError) as error:
@@ -385,6 +406,13 @@ def start(
         log.error(f"the worker failed: {type(error).__name__}: {error}")
     finally:
         os._exit(status)
+
+
+def attach(directory: str) -> Table:
+    """The metadata table of a directory.  Raises `OSError`."""
+    from virtiofs.metadata import registry
+
+    return registry.attach(directory)
 
 
 def cause_of_death(status: int) -> str:

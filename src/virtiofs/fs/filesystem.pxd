@@ -4,4 +4,4 @@ from virtiofs.fuse.request cimport Handlers
 cdef class Filesystem(Handlers):
     cdef public double wait_limit
     cdef public int pool_threads
-    cdef public object table
+    cdef public object metadata

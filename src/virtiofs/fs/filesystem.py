@@ -18,14 +18,14 @@ class Filesystem(Handlers):
     Life: made once, before the first request; `start_thread` on each thread that will serve; any number of
     sessions, each ended by `reset`; `close`.  `wait_limit`: seconds a request may wait, for a lock,
     before it is refused.  `pool_threads`: how many threads, besides the queues', serve what would block (0: none,
-    and no handler is asked with `no_wait`).  `table`: the metadata table that its changes are entered into
+    and no handler is asked with `no_wait`).  `metadata`: the metadata table that its changes are entered into
     (`metadata.table.Table`), or None.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.wait_limit = 600.0
         self.pool_threads = 0
-        self.table = None
+        self.metadata = None
 
     def start_thread(self) -> None:
         """Prepare the calling thread to serve requests.  Called once on each, before its first request."""
@@ -35,6 +35,13 @@ class Filesystem(Handlers):
 
     def use_window(self, window: object, exact: bool) -> None:
         """Map files in a DAX window (`dax.window.Window`), from now on.  One that can not has nothing to do."""
+
+    def use_metadata(self, table: object) -> None:
+        """Enter all changes into `table` (`metadata.table.Table`).  Before the first request."""
+        self.metadata = table
+
+    def trust_metadata(self, names: float | None) -> None:
+        """The guest is told of all that others enter into the table.  `names`: seconds that it may trust names."""
 
     def use_versions(self, copy: object) -> None:
         """Show a guest that asks for it `copy` (`metadata.copy.Copy`).  One that can not has nothing to do."""

@@ -16,7 +16,6 @@ import cython
 from cython.cimports.libc.errno import errno
 from cython.cimports.libc.stdint import uint64_t
 from cython.cimports.posix.mman import MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from cython.cimports.virtiofs.metadata.journal import View
 from cython.cimports.virtiofs.metadata.layout import VERSION_SHIFT
 from cython.cimports.virtiofs.metadata.table import Table, slot_of, word_of
 from cython.cimports.virtiofs.virtqueue.atomics import (
@@ -77,9 +76,7 @@ class Copy:
         self.fd = os.memfd_create("virtiofs-versions", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.size)
         seal(self.fd)
-        where: cython.p_void = mmap(
-            cython.NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0
-        )
+        where: cython.p_void = mmap(cython.NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0)
         if where == MAP_FAILED:
             raise OSError(errno, "cannot map a guest's versions")
         self.header = cython.cast(cython.pointer(uint64_t), where)

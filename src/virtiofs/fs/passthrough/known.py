@@ -33,7 +33,6 @@ def nodes_of(store: cython.pointer(Store), dev: uint64_t, ino: uint64_t) -> list
     """The node ids that the guest holds of the file with this device and inode number; usually one or none."""
     found: uint64_t[16]
     count: uint32_t = 0
-    i: uint32_t
     index: uint32_t
     inode: cython.pointer(Inode)
     with cython.nogil:
@@ -49,7 +48,11 @@ def nodes_of(store: cython.pointer(Store), dev: uint64_t, ino: uint64_t) -> list
                 count += 1
             index = inode.next
         pthread_mutex_unlock(cython.address(store.lock))
-    return [found[i] for i in range(count)]
+    nodes: list = []
+    while count:
+        count -= 1
+        nodes.append(found[count])
+    return nodes
 
 
 @cython.cfunc

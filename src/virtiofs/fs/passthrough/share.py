@@ -92,11 +92,13 @@ from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfi
 from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
 from cython.cimports.virtiofs.fs.passthrough.removed import store_count
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
+from cython.cimports.virtiofs.fs.passthrough.trust import NO_LIMIT, trust_table
 from cython.cimports.virtiofs.fs.passthrough.versions import show_versions
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
 from cython.cimports.virtiofs.fuse import layout
 from cython.cimports.virtiofs.metadata.copy import Copy
+from cython.cimports.virtiofs.metadata.table import Table
 
 from virtiofs.fs.passthrough.xattrrules import USER_ONLY
 
@@ -511,6 +513,22 @@ class Passthrough(Filesystem):
     def close(self) -> None:
         """Close every descriptor of the share."""
         self.free()
+
+    def use_metadata(self, table: Table) -> None:
+        """Enter all changes into `table`.  Before the first request."""
+        self.metadata = table
+        self.share.metadata = cython.address(table.view)
+
+    def trust_metadata(self, names: float | None) -> None:
+        """The guest is told of every change that others enter into the table, and may trust what it knows meanwhile.
+
+        `names`: seconds that it may trust names at most.  A share that lets its guest keep nothing stays so.
+        """
+        if self.share.valid:
+            self.share.names_valid = NO_LIMIT if names is None else int(names * 1_000_000_000)
+            # A listing that the guest keeps then costs no request at all, as in the mode that trusts everything.
+            self.init_flags |= layout.FUSE_HAS_EXPIRE_ONLY | layout.FUSE_NO_OPENDIR_SUPPORT
+            trust_table(cython.address(self.share), self.table)
 
     def use_versions(self, copy: Copy) -> None:
         """Tell a guest that asks for it which words of `copy` each reply rests on."""

@@ -128,7 +128,10 @@ def lookup(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
         return share.unversioned[FUSE_LOOKUP](context, request)
     memset(cython.address(versions), 0, cython.sizeof(versions_out))
     begin(
-        share, request.header.nodeid, cython.address(versions.parent_slot), cython.address(versions.parent_word)
+        share,
+        request.header.nodeid,
+        cython.address(versions.parent_slot),
+        cython.address(versions.parent_word),
     )
     error = share.unversioned[FUSE_LOOKUP](context, request)
     if error and error != -ENOENT:
