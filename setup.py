@@ -59,6 +59,8 @@ COMPILED = [
     "virtiofs.fs.passthrough.ioctls",
     "virtiofs.fs.passthrough.growth",
     "virtiofs.fs.passthrough.quota",
+    "virtiofs.fs.passthrough.changes",
+    "virtiofs.fs.passthrough.validity",
     "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.versions",
     "virtiofs.fs.passthrough.trust",

@@ -162,7 +162,9 @@ def test_the_watch_goes_to_one_at_a_time_and_passes_on_when_that_one_dies(tmp_pa
     assert not table.watched
 
     def use() -> None:
-        assert attach(tmp_path).take_watch()
+        other = attach(tmp_path)
+        assert other.take_watch()
+        other.announce_watch(True)
 
     pid = in_child(use)
     assert table.watched and not table.take_watch()
@@ -172,6 +174,10 @@ def test_the_watch_goes_to_one_at_a_time_and_passes_on_when_that_one_dies(tmp_pa
     kill(pid)
     thread.join(30)
     assert got == [True]
+    registry.tidy(table)
+    assert not table.watched
+    table.announce_watch(True)
+    assert table.watched
     table.close()
 
 

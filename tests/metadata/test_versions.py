@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import devices
 import pytest
+
+import devices
 from virtiofs.client.device import Device, WindowOptions
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
@@ -253,7 +254,7 @@ def test_a_region_that_is_none_is_refused(what: str, arguments: tuple[int, ...],
 def test_a_file_that_can_not_be_sealed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(region.size_of(1024)))
-    with path.open("rb") as file, pytest.raises(ValueError, match="sealed|shrink"):
+    with path.open("rb") as file, pytest.raises(ValueError, match=r"sealed|shrink"):
         Versions(file.fileno(), region.size_of(1024))
 
 

@@ -120,6 +120,7 @@ def main(options: argparse.Namespace) -> int:
 
     serve_it = mount
     pythonshare.check_options(options)
+    serve.check_cache(options)
     if options.socket is not None:
         refuse_share_options(options)
         serve_it = mountdevice.mount
@@ -186,6 +187,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
             log,
             share.keep,
             watched,
+            getattr(share, "seats", None),
         ).run(ready)
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
@@ -213,7 +215,7 @@ def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
             settings,
             walls,
             options.directory,
-            table=options.metadata_table,
+            metadata_table=options.metadata_table,
         ),
         path,
     )

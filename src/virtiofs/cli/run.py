@@ -109,6 +109,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " --share DIR:quota=SIZE",
     )
     add(
+        "--cache",
+        choices=("never", "metadata", "auto", "always", "adaptive"),
+        help="what the guest may keep of each share (docs/cache.md)",
+    )
+    add(
+        "--metadata-table",
+        action="store_true",
+        help="share what changes with the other daemons of each directory on this host (docs/metadata-table.md, which"
+        " has a note on US patent 11,237,963)",
+    )
+    add(
         "--kernel",
         metavar="FILE",
         help="kernel image (default: $VIRTIOFS_KERNEL, the testbed's, or one in /boot)",
@@ -218,7 +229,9 @@ class Daemon:
         self._ready, theirs = os.pipe()
         self._told_when_ready = args.daemon is None
         command = (
-            _serve_command(mount, share, args.queues, theirs) + _dax_options(mount, args.dax)
+            _serve_command(mount, share, args.queues, theirs)
+            + _dax_options(mount, args.dax)
+            + _cache_options(mount, args)
             if args.daemon is None
             else _other_command(args.daemon, mount, share)
         )
@@ -309,6 +322,15 @@ def _dax_options(mount: Mount, dax: bool) -> list[str]:
     return ["--dax-window", DAX_WINDOW, "--dax", "always"] if dax and not mount.read_only else []
 
 
+def _cache_options(mount: Mount, args: argparse.Namespace) -> list[str]:
+    """A class in Python decides that itself."""
+    if mount.options is not None:
+        return []
+    return (["--cache", args.cache] if args.cache else []) + (
+        ["--metadata-table"] if args.metadata_table else []
+    )
+
+
 def _other_command(template: str, mount: Mount, share: Share) -> list[str]:
     words = shlex.split(template)
     if not any("{socket}" in word for word in words):
@@ -388,6 +410,10 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
             else mount._replace(quota=args.quota)
             for mount in mounts
         ]
+    if args.daemon is not None and (args.cache or args.metadata_table):
+        raise GuestError("--daemon names another daemon; give it its cache options in its command")
+    if args.cache == "adaptive" and not args.metadata_table:
+        raise GuestError("--cache adaptive needs --metadata-table, which says what changed when")
     if args.daemon is not None and any(mount.quota for mount in mounts):
         raise GuestError("--daemon names another daemon; the quota is for it to keep")
     classes = [mount for mount in mounts if mount.options is not None]

@@ -50,6 +50,8 @@ MAX_POOL_THREADS = 64
 MAX_LOCK_WAIT = 30 * 86400
 MIN_WINDOW, MAX_WINDOW = 2 << 20, 512 << 20
 DAX_FROM = {"never": 0, "inode": 32 << 10, "always": 1}  # the least size of a file
+MAX_LONGEST = 86400
+DEFAULT_LONGEST = 60.0  # seconds that --cache adaptive lets a guest trust what it knows
 DEFAULT_TAG = "virtiofs"
 # With many shares the others wait while one front end sends a message, so it has less time for it.
 PATIENCE_SECONDS = 2.0
@@ -131,16 +133,22 @@ def add_share_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
         metavar="MODE",
-        choices=["never", "metadata", "auto", "always"],
+        choices=["never", "metadata", "auto", "always", "adaptive"],
         default="auto",
         help="what the guest may keep: never anything; metadata, for a day; auto, all for a second; always, all for a"
-        " day (%(default)s)",
+        " day; adaptive, all for a tenth of the time since it last changed (%(default)s)",
+    )
+    parser.add_argument(
+        "--adaptive-max",
+        metavar="S",
+        type=float,
+        help=f"with --cache adaptive: never longer than so many seconds ({DEFAULT_LONGEST:.0f})",
     )
     parser.add_argument(
         "--metadata-table",
         action="store_true",
-        help="keep a table in shared memory of what changed in the tree, into which also the host's changes go, as"
-        " others who have it see (docs/metadata-table.md; read the notice about US patent 11,237,963 there first)",
+        help="share what changes with the other daemons of this directory on this host (docs/metadata-table.md, which"
+        " has a note on US patent 11,237,963)",
     )
     parser.add_argument(
         "--writeback",
@@ -264,6 +272,7 @@ def main(options: argparse.Namespace) -> int:
     from virtiofs.vhostuser.transport import TransportError
 
     check_forms(options)
+    check_cache(options)
     log = Log(options.log_level)
     ports: list[Port] = []
     try:
@@ -303,6 +312,17 @@ def main(options: argparse.Namespace) -> int:
     except WorkerError as error:
         print(f"virtiofs serve: {error}", file=sys.stderr)
         return 1
+
+
+def check_cache(options: argparse.Namespace) -> None:
+    """End with a usage error where --cache adaptive and its companions do not fit together."""
+    error = options.parser.error
+    if options.cache == "adaptive" and not options.metadata_table:
+        error("--cache adaptive needs --metadata-table, which says what changed when")
+    if options.adaptive_max is not None and options.cache != "adaptive":
+        error("--adaptive-max goes with --cache adaptive")
+    if options.adaptive_max is not None and not 0 <= options.adaptive_max <= MAX_LONGEST:
+        error(f"--adaptive-max takes 0 to {MAX_LONGEST} seconds, not {options.adaptive_max:g}")
 
 
 def check_numbers(options: argparse.Namespace) -> None:
@@ -360,6 +380,7 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
         "max_open": options.max_open,
         "file_handles": options.inode_file_handles,
         "cache": options.cache,
+        "longest": DEFAULT_LONGEST if options.adaptive_max is None else options.adaptive_max,
         "readdirplus": False if options.no_readdirplus else None,
         "writeback": options.writeback,
         "direct_io": options.allow_direct_io,
@@ -527,12 +548,12 @@ def make_share(
     where: str,
     limit: int = 0,
     window: int = 0,
-    table: bool = False,
+    metadata_table: bool = False,
 ) -> Share:
     """The share of a directory, or of a single file; `path` is absolute.  `limit`: of a quota, 0 for none.
 
-    `window`: bytes of its DAX window; a read-only share has none.  `table`: whether it has a metadata table.
-    The walls around a single file are those around its directory.  Raises `ValueError`.
+    `window`: bytes of its DAX window; a read-only share has none.  The walls around a single file are those around
+    its directory.  `metadata_table`: attach to that of the directory.  Raises `ValueError`, and `MetadataError`.
     """
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
@@ -552,19 +573,30 @@ def make_share(
 
         quota = Quota(limit)
 
+    seats = None
+    checked = check_tag(tag)
+    if metadata_table:
+        from virtiofs.daemon.seats import Seats
+
+        seats = Seats(directory)
+
     def make(place: Place) -> Passthrough:
-        return Passthrough(place.directory, read_only, only=only, proc=place.proc, quota=quota, **settings)
+        table = None if seats is None else seats.sit()
+        return Passthrough(
+            place.directory, read_only, only=only, proc=place.proc, quota=quota, metadata=table, **settings
+        )
 
     return Share(
-        check_tag(tag),
+        checked,
         where,
         make,
         walls.around(directory, read_only),
         read_only,
         quota,
         0 if read_only else window,
-        metadata_table=os.path.realpath(directory) if table else "",
+        metadata_table=os.path.realpath(directory) if metadata_table else "",
         only=only,
+        seats=seats,
     )
 
 

@@ -28,6 +28,7 @@ from virtiofs.sandbox.walls import Place, Walls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.invalidation import Invalidator
+    from virtiofs.daemon.seats import Seats
 
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
@@ -111,7 +112,7 @@ class HostMount:
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
     `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `watched`:
-    the directory that has a metadata table, "" for none.
+    the directory that has a metadata table, "" for none; `seats`: in that.
     """
 
     def __init__(
@@ -123,9 +124,11 @@ class HostMount:
         log: Log,
         keep: Sequence[int] = (),
         watched: str = "",
+        seats: Seats | None = None,
     ):
         self._watched = watched
         self._keep = keep
+        self._seats = seats
         self._mountpoint = mountpoint
         self._make = make
         self._walls = walls
@@ -155,6 +158,8 @@ class HostMount:
             self._log.error(str(error))
             return 1
         finally:
+            if self._seats is not None:
+                self._seats.close()
             signal.set_wakeup_fd(previous)
             wake.close()
             signals.close()
@@ -195,7 +200,7 @@ class HostMount:
                 self._walls,
                 serve_descriptors(fds),
                 [*fds, *self._keep],
-                self._watched,
+                self._seats,
             )
         finally:
             for fd in fds[1:]:

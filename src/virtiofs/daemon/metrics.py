@@ -25,6 +25,15 @@ FAMILIES = (
     ("virtiofs_queue_broken", "gauge", "Whether a queue is stopped because its ring breaks the rules."),
     ("virtiofs_quota_bytes", "gauge", "What the guest may add to the disk, where there is a quota."),
     ("virtiofs_quota_used_bytes", "gauge", "What it has added, less what it removed."),
+    (
+        "virtiofs_metadata_members",
+        "gauge",
+        "Processes that have the metadata table mapped, where there is one.",
+    ),
+    ("virtiofs_metadata_followers", "gauge", "Of those, the ones that follow its journal."),
+    ("virtiofs_metadata_watched", "gauge", "Whether the host's changes enter it."),
+    ("virtiofs_metadata_changes_total", "counter", "Records of its journal."),
+    ("virtiofs_metadata_everything_total", "counter", "How often all that was known had to be dropped."),
     ("virtiofs_inodes", "gauge", "Files the guest knows."),
     ("virtiofs_handles", "gauge", "Files the guest has open."),
     ("virtiofs_descriptors", "gauge", "Descriptors kept for inodes."),
@@ -73,6 +82,13 @@ FROM_WATCHER = {
     "watches": "virtiofs_watcher_watches",
     "unwatched": "virtiofs_watcher_unwatched",
 }
+FROM_METADATA = {
+    "members": "virtiofs_metadata_members",
+    "followers": "virtiofs_metadata_followers",
+    "watched": "virtiofs_metadata_watched",
+    "changes": "virtiofs_metadata_changes_total",
+    "everything": "virtiofs_metadata_everything_total",
+}
 FROM_POOL = {
     "threads": "virtiofs_pool_threads",
     "busy": "virtiofs_pool_busy",
@@ -111,6 +127,9 @@ def put_port(samples: dict[str, list[str]], labels: str, status: dict[str, Any])
         put("virtiofs_watcher_complete", int(status["watcher"]["complete"]), f',kind="{kind}"')
         for key, name in FROM_WATCHER.items():
             put(name, status["watcher"][key])
+    for key, name in FROM_METADATA.items():
+        if status["metadata"]:
+            put(name, int(status["metadata"][key]))
     for index, queue in sorted(status["queues"].items()):
         put("virtiofs_queue_broken", int(bool(queue["broken"])), f',queue="{index}"')
     for key, value in status["filesystem"].items():

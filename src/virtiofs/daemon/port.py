@@ -28,6 +28,7 @@ from virtiofs.vhostuser.transport import MESSAGE_SECONDS, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.seats import Seats
     from virtiofs.daemon.watcher import WatcherProcess
     from virtiofs.fs.passthrough.account import Quota
 
@@ -45,7 +46,8 @@ class Share:
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
     may still take when the guest resets the device (None: for ever).  `metadata_table`: the absolute path of the
-    directory whose metadata table it has, "" for none; `only`: the one file of that which is shared, if it is one.
+    directory whose metadata table it has, "" for none; `only`: the one file of that which is shared, if it is one;
+    `seats`: in the table.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class Share:
         patience: float | None = None,
         metadata_table: str = "",
         only: str = "",
+        seats: Seats | None = None,
     ):
         self.metadata_table = metadata_table
         self.only = only
         self.keep = keep
+        self.seats = seats
         self.patience = patience
         self.tag = tag
         self.where = where
@@ -123,6 +127,7 @@ class Port:
         self.lost = False  # the worker died under us
         self.over = False  # the only connection ended
         self.connections = 0
+        self._ending = False
         self.peer: int | None = None
         self._queues = queues
         self._log = log
@@ -196,6 +201,8 @@ class Port:
         if self._watcher is not None:
             self._watcher.end()
             self._watcher = None
+        self._ending = True
+        self._tidy()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -231,6 +238,7 @@ class Port:
             "connections": self.connections,
             "quota": None,
             "watcher": self._watcher.status() if self._watcher is not None else None,
+            "metadata": None,
             "worker": self._worker[0] if self._worker else None,
             "dax_window": self.share.window_size,
             "queues": {},
@@ -239,6 +247,8 @@ class Port:
         }
         if self.share.quota is not None:
             report["quota"] = {"bytes": self.share.quota.limit, "used": self.share.quota.used}
+        if self.share.seats is not None:
+            report["metadata"] = self.share.seats.status()
         return {**report, **self._ask("status")}
 
     def counters(self) -> dict[str, list[int]]:
@@ -338,10 +348,22 @@ class Port:
                 self.share.walls,
                 worker.serve_queues(self.share.window_size, bool(self.share.metadata_table)),
                 keep=self.share.keep,
-                metadata_table=self.share.metadata_table,
+                seats=self.share.seats,
             )
         except channel.WorkerError as error:
             raise channel.WorkerError(f"cannot share {self.share.where}: {error}") from None
+
+    def _tidy(self) -> None:
+        """In the metadata table, if there is one: clear up after dead workers, and leave it after the last one."""
+        if self.share.seats is None:
+            return
+        try:
+            if self._ending and self._worker is None and not self._leaving:
+                self.share.seats.close()
+            else:
+                self.share.seats.tidy()
+        except OSError as error:
+            self._log.warning(str(error))
 
     def _try_to_start_worker(self) -> bool:
         try:
@@ -365,6 +387,7 @@ class Port:
             if os.waitpid(left.pid, os.WNOHANG)[0]:
                 os.close(left.handle)
                 self._leaving.remove(left)
+                self._tidy()
 
     def _look_after_worker(self) -> None:
         assert self._worker is not None
@@ -379,6 +402,7 @@ class Port:
         sock.close()
         _, status = os.waitpid(pid, 0)
         self._log.error(f"the worker (process {pid}) died: {worker.cause_of_death(status)}")
+        self._tidy()
         self.lost = True
 
 

@@ -29,9 +29,9 @@ from virtiofs.virtqueue.split import SplitQueue
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.notifications import Notifications
+    from virtiofs.daemon.seats import Seats
     from virtiofs.daemon.versions import Versions
     from virtiofs.dax.window import Window
-    from virtiofs.metadata.table import Table
 
 
 class Queue:
@@ -354,15 +354,20 @@ def start(
     walls: Walls,
     serve: Callable[[socket.socket, Filesystem, Log], None],
     keep: Sequence[int] = (),
-    metadata_table: str = "",
+    seats: Seats | None = None,
 ) -> tuple[int, socket.socket]:
     """Fork a worker that serves what `make` makes inside `walls`: a process id and the supervisor's end of its channel.
 
     The process is the worker, or one that ends as the worker does.  Raises `WorkerError` if the walls can not be
     put up or the file system can not be made.  It keeps the log's descriptors and `keep`; others belong to other
-    guests.  `metadata_table`: the directory whose table the file system's changes are entered into, "" for none.
-    `serve` is what it does then, until the other end of its channel is closed.
+    guests.  `serve` is what it does then, until the other end of its channel is closed.  `seats`: of the metadata table
+    that the file system is told to use.
     """
+    if seats is not None:
+        try:
+            keep = (*keep, seats.take())
+        except OSError as error:
+            raise channel.WorkerError(str(error)) from None
     ours, its = channel.pair()
     supervisor = os.pidfd_open(os.getpid())
     pid = os.fork()
@@ -374,7 +379,11 @@ def start(
         except channel.WorkerError:
             ours.close()
             os.waitpid(pid, 0)
+            if seats is not None:
+                seats.leave(None)
             raise
+        if seats is not None:
+            seats.leave(pid)
         return pid, ours
     status = 1
     try:
@@ -383,13 +392,8 @@ def start(
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         try:
-            table = attach(metadata_table) if metadata_table else None
-            shared = () if table is None else (table.fd,)
-            place = walls.enter(supervisor, its.fileno(), *log.target.fds, *keep, *shared)
+            place = walls.enter(supervisor, its.fileno(), *log.target.fds, *keep)
             filesystem = make(place)
-            if table is not None:
-                table.keep_mapping_only()  # no descriptor leads out of the share
-                filesystem.use_metadata(table)
             threading.excepthook = lambda what: log.error(f"a thread failed: {what.exc_value!r}")
             walls.seal(place)
         except (OSError, ValueError) as error:
@@ -406,13 +410,6 @@ def start(
         log.error(f"the worker failed: {type(error).__name__}: {error}")
     finally:
         os._exit(status)
-
-
-def attach(directory: str) -> Table:
-    """The metadata table of a directory.  Raises `OSError`."""
-    from virtiofs.metadata import registry
-
-    return registry.attach(directory)
 
 
 def cause_of_death(status: int) -> str:

@@ -36,10 +36,6 @@ class Filesystem(Handlers):
     def use_window(self, window: object, exact: bool) -> None:
         """Map files in a DAX window (`dax.window.Window`), from now on.  One that can not has nothing to do."""
 
-    def use_metadata(self, table: object) -> None:
-        """Enter all changes into `table` (`metadata.table.Table`).  Before the first request."""
-        self.metadata = table
-
     def trust_metadata(self, names: float | None) -> None:
         """The guest is told of all that others enter into the table.  `names`: seconds that it may trust names."""
 

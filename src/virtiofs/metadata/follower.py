@@ -27,9 +27,10 @@ LONGEST = 3600.0
 class Change(NamedTuple):
     """One change of the tree.  `kind`: `layout.ATTRIBUTES`, `DATA`, `ENTRY`, `GONE` or `EVERYTHING`.
 
-    `dev, ino`: the inode, of the directory for names; `child_dev, child_ino`: what the name leads or led to, 0 if
-    that is unknown.  `origin`: the member that made it; `time`: ns of CLOCK_BOOTTIME; `sequence`: its number in the
-    journal, of what comes next for `EVERYTHING`, which says that changes were missed or could not be named.
+    `dev, ino`: the inode, of the directory for names.  `child_dev, child_ino`: what the name leads to, or, for
+    `GONE`, what was removed with its last name; 0 if that is unknown, or nothing.  `origin`: the member that made it;
+    `time`: ns of CLOCK_BOOTTIME; `sequence`: its number in the journal, of what comes next for `EVERYTHING`, which
+    says that changes were missed or could not be named.
     """
 
     sequence: int

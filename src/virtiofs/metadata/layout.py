@@ -37,8 +37,8 @@ NOBODY = 0xFFFF  # the origin of a change that is not one member's
 # What changed.
 ATTRIBUTES = 1  # of the inode; also its extended attributes
 DATA = 2  # of the inode, and with it size and times
-ENTRY = 3  # a name in the directory `ino` was made, or leads to another inode now
-GONE = 4  # a name in the directory `ino` is no more; it led to `child`
+ENTRY = 3  # a name in the directory `ino` was made or leads elsewhere, or nowhere, now
+GONE = 4  # a name in the directory `ino` was removed, and `child` with it if that was its last
 EVERYTHING = 5  # nothing that was known before holds
 KINDS = {"attributes": ATTRIBUTES, "data": DATA, "entry": ENTRY, "gone": GONE, "everything": EVERYTHING}
 
@@ -103,7 +103,8 @@ HEADER = Structure(
         # Each of these is written by many; a cache line each.
         Field("everything", 8, 1, "word of the whole tree"),
         Field("everything_at", 8, 1, "when it changed: ns of CLOCK_BOOTTIME; 0: never"),
-        Field("reserved_1", 8, 6, "zero"),
+        Field("watcher", 4, 1, "1 + the member that enters the host's changes; 0: nobody does"),
+        Field("reserved_1", 4, 11, "zero"),
         Field("head", 8, 1, "tickets of the journal given out so far"),
         Field("reserved_2", 8, 7, "zero"),
         Field("followers", 8, MEMBERS // 64, "bit m: member m follows the journal"),
@@ -137,7 +138,7 @@ RECORD = Structure(
         Field("sequence", 8, 1, "ticket + 1, and who is writing it"),
         Field("dev", 8, 1, "st_dev of the inode; of the directory for names"),
         Field("ino", 8, 1, "st_ino of the same"),
-        Field("child_dev", 8, 1, "what the name leads, or led, to; 0: unknown"),
+        Field("child_dev", 8, 1, "what the name leads to, or what went with it; 0: unknown, or nothing"),
         Field("child_ino", 8, 1, ""),
         Field("time", 8, 1, "ns of CLOCK_BOOTTIME"),
         Field("word", 8, 1, "of the slot, after the change"),

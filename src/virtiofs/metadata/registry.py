@@ -213,15 +213,9 @@ def living(table: Table) -> list[int]:
 
 def take_watch(table: Table, block: bool) -> bool:
     """See `Table.take_watch`."""
-    return _lock(table.fd, layout.LOCK_WATCHER, block)
-
-
-def watched(table: Table) -> bool:
-    """See `Table.watched`."""
     if table.fd < 0:
-        raise MetadataError(errno.EBADF, "only a process that has the table's descriptor can ask who watches")
-    # Our own lock is none to us.
-    return _locked(table.fd, layout.LOCK_WATCHER, 1)
+        raise MetadataError(errno.EBADF, "only a process that has the table's descriptor can watch")
+    return _lock(table.fd, layout.LOCK_WATCHER, block)
 
 
 def _alive(table: Table, member: int) -> bool:

@@ -9,6 +9,9 @@ cdef extern from *:
     """
     int* hint "table_hint"() noexcept nogil  # where this thread last found room for what it begins
 
+cdef extern from "<sys/mman.h>" nogil:
+    enum: MADV_DONTFORK
+
 cdef class Table:
     cdef View view
     cdef size_t size         # of the mapping; 0: closed

@@ -35,7 +35,7 @@ import cython
 from cython.cimports.libc.errno import errno
 from cython.cimports.libc.stdint import uint32_t, uint64_t, uintptr_t
 from cython.cimports.libc.string import memset, strerror
-from cython.cimports.posix.mman import MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from cython.cimports.posix.mman import MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap, munmap
 from cython.cimports.virtiofs.metadata.journal import (
     Change,
     View,
@@ -258,6 +258,7 @@ def bury(view: cython.pointer(View), dead: uint32_t) -> cython.int:
             left = True
     mark_member(view.header.followers, dead, False)
     mark_member(view.header.sleepers, dead, False)
+    watch(view, dead, False)
     if lost:
         change_everything(view)
     if left:
@@ -275,6 +276,17 @@ def namespace() -> int:
         return os.stat("/proc/self/ns/pid").st_ino & 0xFFFFFFFF
     except OSError:
         return 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def watch(view: cython.pointer(View), member: uint32_t, on: cython.bint) -> cython.void:
+    """Note that `member` enters the host's changes, or no longer does.  Who has the lock on that byte, or the door."""
+    if on:
+        store_release_u32(cython.address(view.header.watcher), member + 1)
+    elif load_u32(cython.address(view.header.watcher)) == member + 1:
+        store_release_u32(cython.address(view.header.watcher), 0)
 
 
 @cython.cclass
@@ -371,7 +383,8 @@ class Table:
     def end(self, dev: int, ino: int, kind: int, name: bytes = b"", child: tuple[int, int] = (0, 0)) -> None:
         """What `begin` announced has happened, or will not.  `kind`: layout.ATTRIBUTES, DATA, ENTRY or GONE.
 
-        For names, the inode is the directory, and `child` what the name leads or led to, if that is known.
+        For names, the inode is the directory, and `child` what the name leads to, if that is known; for GONE, what
+        was removed with its last name.
         Raises `MetadataError` if this process has not begun such a change.
         """
         self.check()
@@ -480,18 +493,26 @@ class Table:
         self.check()
         return registry.take_watch(self, block)
 
+    def announce_watch(self, on: bool) -> None:
+        """Say that the host's changes enter the table from now on, or no longer do.  Only who has the watch may.
+
+        Whoever believes it trusts what the table says for longer; when we die, who takes over or tidies up takes
+        it back.
+        """
+        self.check()
+        watch(cython.address(self.view), self.view.member, on)
+
     @property
     def watched(self) -> bool:
-        """Whether somebody enters the host's changes."""
-        from virtiofs.metadata import registry
-
+        """Whether the host's changes enter the table."""
         self.check()
-        return registry.watched(self)
+        return load_u32(cython.address(self.view.header.watcher)) != 0
 
     def set_watching(self, complete: bool) -> None:
         """Say that we enter the host's changes, and whether all of them, or only some as yet.  See `watcher`."""
         self.check()
         store_u64(cython.address(self.view.header.watch), (self.view.member + 1) << 1 | bool(complete))
+        watch(cython.address(self.view), self.view.member, complete)
 
     @property
     def watcher(self) -> tuple[int, bool] | None:
@@ -511,6 +532,12 @@ class Table:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def keep_from_children(self) -> None:
+        """Leave the mapping out of processes that are forked from now on, where nothing may use the table then."""
+        self.check()
+        if madvise(self.view.header, self.size, MADV_DONTFORK) != 0:
+            raise MetadataError(errno, f"cannot keep {self.path} from children: {strerror(errno).decode()}")
 
     def close(self) -> None:
         """Leave the table; the last one removes its file.  Nothing may be using it; followers are at their end.

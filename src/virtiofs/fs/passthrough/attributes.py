@@ -47,6 +47,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
 from cython.cimports.virtiofs.fs.passthrough.mappings import tell_of_file
 from cython.cimports.virtiofs.fs.passthrough.owners import as_guest_sees, store_change
 from cython.cimports.virtiofs.fs.passthrough.unopened import unopened
+from cython.cimports.virtiofs.fs.passthrough.validity import attr_validity, entry_validity
 from cython.cimports.virtiofs.fuse.layout import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
@@ -115,12 +116,15 @@ def fill_entry(
     nodeid: uint64_t,
     status: cython.pointer(statx_t),
     session_flags: uint64_t,
+    parent: cython.pointer(Inode),
 ) -> cython.int:
     """Answer with an inode that was looked up: 0, or a negative errno and the look-up is given back.
 
+    `parent`: where it was looked up; NULL: it has no name.
     `status` is the host's, and becomes what the guest is told.
     """
     error: cython.int
+    valid: uint64_t
     if share.ownership != OWNERS_AS_IS:
         error = node_as_guest_sees(share, nodeid, status)
         if error:
@@ -128,8 +132,12 @@ def fill_entry(
             return error
     entry.nodeid = nodeid
     entry.generation = 0  # node ids are never used twice
-    entry.entry_valid = entry.attr_valid = share.valid // NANOSECONDS
-    entry.entry_valid_nsec = entry.attr_valid_nsec = share.valid % NANOSECONDS
+    valid = entry_validity(share, parent)
+    entry.entry_valid = valid // NANOSECONDS
+    entry.entry_valid_nsec = valid % NANOSECONDS
+    valid = attr_validity(share, status)
+    entry.attr_valid = valid // NANOSECONDS
+    entry.attr_valid_nsec = valid % NANOSECONDS
     fill_attr(cython.address(entry.attr), status)
     tell_of_file(share, session_flags, nodeid, status, cython.address(entry.attr))
     return 0
@@ -172,7 +180,7 @@ def status_of(
     inode: cython.pointer(Inode)
     fd: cython.int
     error: cython.int = 0
-    if share.ownership != OWNERS_AS_IS:
+    if share.ownership != OWNERS_AS_IS or share.adaptive:
         mask |= STATX_BASIC_STATS
     if use_handle and not unopened(request, fh, False):
         handle = handle_pin(cython.address(share.handles), fh, False)
@@ -207,8 +215,9 @@ def reply_attr(
     status: cython.pointer(statx_t),
 ) -> cython.int:
     out: cython.pointer(fuse_attr_out) = cython.cast(cython.pointer(fuse_attr_out), request.reply)
-    out.attr_valid = share.valid // NANOSECONDS
-    out.attr_valid_nsec = share.valid % NANOSECONDS
+    valid: uint64_t = attr_validity(share, status)
+    out.attr_valid = valid // NANOSECONDS
+    out.attr_valid_nsec = valid % NANOSECONDS
     out.dummy = 0
     fill_attr(cython.address(out.attr), status)
     tell_of_file(share, request.session_flags, request.header.nodeid, status, cython.address(out.attr))
@@ -243,6 +252,7 @@ def statx_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
     args: cython.pointer(fuse_statx_in) = cython.cast(cython.pointer(fuse_statx_in), request.args)
     out: cython.pointer(fuse_statx_out) = cython.cast(cython.pointer(fuse_statx_out), request.reply)
     status: statx_t
+    valid: uint64_t
     error: cython.int = status_of(
         share,
         request,
@@ -256,8 +266,9 @@ def statx_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
         return error
     tell_of_file(share, 0, request.header.nodeid, cython.address(status), cython.NULL)
     memset(out, 0, cython.sizeof(fuse_statx_out))
-    out.attr_valid = share.valid // NANOSECONDS
-    out.attr_valid_nsec = share.valid % NANOSECONDS
+    valid = attr_validity(share, cython.address(status))
+    out.attr_valid = valid // NANOSECONDS
+    out.attr_valid_nsec = valid % NANOSECONDS
     out.stat.mask = status.stx_mask & GUEST_MASK
     out.stat.blksize = status.stx_blksize
     out.stat.attributes = status.stx_attributes

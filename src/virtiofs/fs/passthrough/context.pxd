@@ -55,7 +55,10 @@ cdef struct Share:
     Handler untrusted[OPCODES]  # what trust.py stands in front of
     Shown* shown             # what a guest is shown of the metadata table (versions.py), or NULL
     Handler unversioned[OPCODES]  # what versions.py stands in front of
+    Handler untold[OPCODES]  # what changes.py stands in front of
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
+    bint adaptive            # that grows with the time since the last change (validity.py)
+    uint64_t longest         # up to this, if the table knows of the host's changes
     XattrMap xattrs
     char capability[NAME_ROOM]  # the host's name for security.capability where it is mapped, else empty
     bint guarded             # a write may have to take set-id bits or capabilities away (credentials.py)

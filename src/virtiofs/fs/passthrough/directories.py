@@ -262,7 +262,7 @@ def put(
                 cython.address(status),
                 cython.address(nodeid),
             )
-            and not fill_entry(share, plus, nodeid, cython.address(status), request.session_flags)
+            and not fill_entry(share, plus, nodeid, cython.address(status), request.session_flags, inode)
         ):
             type = status.stx_mode >> 12 & 0xF
             if request.session_flags & FUSE_SUBMOUNTS and is_submount(

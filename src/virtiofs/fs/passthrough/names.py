@@ -93,7 +93,7 @@ def reply_lookup(
     )
     if error:
         return error
-    error = fill_entry(share, entry, nodeid, cython.address(status), request.session_flags)
+    error = fill_entry(share, entry, nodeid, cython.address(status), request.session_flags, parent)
     if error:
         return error
     if request.session_flags & FUSE_SUBMOUNTS and is_submount(

@@ -302,7 +302,7 @@ def reply_create(
         close(fd)
         return error
     error = fill_entry(
-        share, cython.address(out.entry), nodeid, cython.address(status), request.session_flags
+        share, cython.address(out.entry), nodeid, cython.address(status), request.session_flags, parent
     )
     if error:
         close(fd)
@@ -357,7 +357,7 @@ def create_existing(
         inode_forget(cython.address(share.inodes), nodeid, 1)
         return error
     error = fill_entry(
-        share, cython.address(out.entry), nodeid, cython.address(status), request.session_flags
+        share, cython.address(out.entry), nodeid, cython.address(status), request.session_flags, parent
     )
     if error:
         handle_release(cython.address(share.handles), out.open.fh, False)

@@ -27,6 +27,7 @@ from cython.cimports.posix.mman import (
 from cython.cimports.virtiofs.fs.filesystem import Filesystem
 from cython.cimports.virtiofs.fs.passthrough.account import Quota
 from cython.cimports.virtiofs.fs.passthrough.attributes import access, getattr, setattr, statfs, statx_
+from cython.cimports.virtiofs.fs.passthrough.changes import tell_of_changes
 from cython.cimports.virtiofs.fs.passthrough.context import (
     NAME_ROOM,
     OWNERS_AS_IS,
@@ -149,6 +150,7 @@ CACHE_MODES = {
     "never": CacheMode(0.0, layout.FOPEN_DIRECT_IO, 0, 0, False),
     "metadata": CacheMode(DAY, layout.FOPEN_DIRECT_IO, KEPT, layout.FUSE_CACHE_SYMLINKS, True),
     "auto": CacheMode(1.0, 0, 0, 0, True),
+    "adaptive": CacheMode(1.0, 0, 0, 0, True),  # at most, where the host's changes are not known
     "always": CacheMode(DAY, layout.FOPEN_KEEP_CACHE, KEPT, layout.FUSE_CACHE_SYMLINKS, True, True),
 }
 
@@ -179,6 +181,9 @@ class Passthrough(Filesystem):
     says.  `writeback`: the guest keeps what it writes for a while, which needs that nobody else changes the
     files.  `direct_io`: O_DIRECT in the guest is O_DIRECT on the host.  `mmap`: shared mappings also of files
     whose data is not cached.  `noatime`: O_NOATIME in the guest is passed on.
+
+    `metadata`: the metadata table (`metadata.table.Table`), which is told what the guest changes; with the mode
+    "adaptive" it says how long the guest may trust what, `longest` seconds at most.
 
     `quota`: what the guest may add (`account.Quota`).
     `pool_threads`: who reads what is not cached, and waits for the disk (0: the queues' own threads).
@@ -218,10 +223,14 @@ class Passthrough(Filesystem):
         quota: Quota | None = None,
         pool_threads: int = 0,
         dax_from: int | None = None,
+        metadata: Table | None = None,
+        longest: float = 60.0,
     ):
         import resource
 
         mode: CacheMode = cache_mode(cache)
+        if cache == "adaptive" and metadata is None:
+            raise ValueError("--cache adaptive needs a metadata table to know what changed when")
         name: bytes = os.fsencode(only)
         if len(name) > 255:
             raise ValueError(f"a file name has at most 255 bytes: {only}")
@@ -248,6 +257,8 @@ class Passthrough(Filesystem):
             self.map_records(MAX_INODES, spare - pool)
             share.read_only = self.read_only = read_only
             share.valid = int((mode.valid if valid is None else valid) * 1_000_000_000)
+            share.adaptive = cache == "adaptive"
+            share.longest = int(longest * 1_000_000_000)
             share.open_file = mode.open_file
             share.open_directory = mode.open_directory
             share.open_to_read = 0
@@ -326,6 +337,11 @@ class Passthrough(Filesystem):
         self.fill_table(shared_locks)
         if quota is not None:
             self.keep_quota(quota)
+        if metadata is not None:
+            self.metadata = metadata
+            share.metadata = cython.address(metadata.view)
+            if not read_only:
+                tell_of_changes(share, self.table)
         if dax_from is not None:
             share.dax_from = dax_from
             serve_mappings(share, self.table)
@@ -514,17 +530,12 @@ class Passthrough(Filesystem):
         """Close every descriptor of the share."""
         self.free()
 
-    def use_metadata(self, table: Table) -> None:
-        """Enter all changes into `table`.  Before the first request."""
-        self.metadata = table
-        self.share.metadata = cython.address(table.view)
-
     def trust_metadata(self, names: float | None) -> None:
         """The guest is told of every change that others enter into the table, and may trust what it knows meanwhile.
 
         `names`: seconds that it may trust names at most.  A share that lets its guest keep nothing stays so.
         """
-        if self.share.valid:
+        if self.share.valid and not self.share.adaptive:
             self.share.names_valid = NO_LIMIT if names is None else int(names * 1_000_000_000)
             # A listing that the guest keeps then costs no request at all, as in the mode that trusts everything.
             self.init_flags |= layout.FUSE_HAS_EXPIRE_ONLY | layout.FUSE_NO_OPENDIR_SUPPORT

@@ -5,6 +5,7 @@ from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fs.passthrough.account import Quota
 from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
+from virtiofs.metadata.table import Table
 
 class CacheMode(NamedTuple):
     valid: float
@@ -46,6 +47,10 @@ class Passthrough(Filesystem):
         quota: Quota | None = None,
         pool_threads: int = 0,
         dax_from: int | None = None,
+        metadata: Table | None = None,
+        longest: float = 60.0,
     ) -> None: ...
     @property
     def directory(self) -> str: ...
+    @property
+    def metadata(self) -> Table | None: ...

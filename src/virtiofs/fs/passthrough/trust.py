@@ -16,9 +16,9 @@ import cython
 from cython.cimports.libc.errno import ENOENT
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memset
+from cython.cimports.virtiofs.fs.passthrough.changes import table_device
 from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.inodes import Inode, inode_pin, inode_unpin
-from cython.cimports.virtiofs.fs.passthrough.versions import st_dev
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_CREATE,
     FUSE_GETATTR,
@@ -74,7 +74,7 @@ def validity(share: cython.pointer(Share), nodeid: uint64_t) -> uint64_t:
     changed: uint64_t
     if inode == cython.NULL:
         return 0
-    slot = slot_of(view, st_dev(inode.dev), inode.ino)
+    slot = slot_of(view, table_device(inode.dev), inode.ino)
     inode_unpin(cython.address(share.inodes), inode)
     if word_of(view, slot) & IN_PROGRESS:
         return 0

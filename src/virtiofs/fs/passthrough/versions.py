@@ -11,6 +11,7 @@ import cython
 from cython.cimports.libc.errno import ENOENT
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
+from cython.cimports.virtiofs.fs.passthrough.changes import table_device
 from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.inodes import Inode, inode_pin, inode_unpin
 from cython.cimports.virtiofs.fuse.layout import (
@@ -25,21 +26,6 @@ from cython.cimports.virtiofs.fuse.request import VERSIONED, Handler, Request
 from cython.cimports.virtiofs.metadata.copy import show_slot
 from cython.cimports.virtiofs.metadata.layout import IN_PROGRESS
 from cython.cimports.virtiofs.metadata.table import slot_of
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def st_dev(dev: uint64_t) -> uint64_t:
-    """A device number of a record (major number above, minor below) as stat(2) has it (gnu_dev_makedev)."""
-    major: uint64_t = dev >> 32
-    minor: uint64_t = cython.cast(uint32_t, dev)
-    return (
-        (major & 0xFFF) << 8
-        | (major & ~cython.cast(uint64_t, 0xFFF)) << 32
-        | minor & 0xFF
-        | (minor & ~cython.cast(uint64_t, 0xFF)) << 12
-    )
 
 
 @cython.cfunc
@@ -66,7 +52,7 @@ def begin(
     word[0] = 0
     if inode == cython.NULL:
         return
-    slot[0] = slot_of(share.shown.view, st_dev(inode.dev), inode.ino)
+    slot[0] = slot_of(share.shown.view, table_device(inode.dev), inode.ino)
     inode_unpin(cython.address(share.inodes), inode)
     word[0] = show_slot(share.shown, slot[0])
     if word[0] & IN_PROGRESS:
