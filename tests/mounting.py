@@ -99,12 +99,13 @@ def mounted(
     user: int | None = None,
     socket: str | None = None,
     python: str | None = None,
+    name: str = "place",
 ) -> Iterator[Mounted]:
-    """`virtiofs mount` of base/share, of the device at `socket` or of the class `python`, at base/place.
+    """`virtiofs mount` of base/share, of the device at `socket` or of the class `python`, at base/`name`.
 
     Both directories are made if need be.
     """
-    share, place = base / "share", base / "place"
+    share, place = base / "share", base / name
     for directory in (share, place):
         directory.mkdir(exist_ok=True)
         if user is not None:
