@@ -140,15 +140,17 @@ def test_a_mapped_page_shows_what_others_wrote(two: Two) -> None:
 
     (two.host / "mapped").write_bytes(b"a" * 8192)
     assert becomes(lambda: (two.one.place / "mapped").exists())
-    with open(two.one.place / "mapped", "rb") as file:
-        with mmap.mmap(file.fileno(), 8192, prot=mmap.PROT_READ) as page:
-            assert page[:1] == b"a"
-            with open(two.other.place / "mapped", "r+b") as writer:
-                writer.write(b"b")
-            assert becomes(lambda: page[:1] == b"b")
-            with open(two.host / "mapped", "r+b") as writer:
-                writer.write(b"c")
-            assert becomes(lambda: page[:1] == b"c")
+    with (
+        open(two.one.place / "mapped", "rb") as file,
+        mmap.mmap(file.fileno(), 8192, prot=mmap.PROT_READ) as page,
+    ):
+        assert page[:1] == b"a"
+        with open(two.other.place / "mapped", "r+b") as writer:
+            writer.write(b"b")
+        assert becomes(lambda: page[:1] == b"b")
+        with open(two.host / "mapped", "r+b") as writer:
+            writer.write(b"c")
+        assert becomes(lambda: page[:1] == b"c")
 
 
 def test_a_reader_never_sees_an_older_state_again(two: Two) -> None:
@@ -204,7 +206,16 @@ def test_git_finds_nothing_to_ask_and_misses_no_edit(two: Two) -> None:
     repository.mkdir()
 
     def git(where: Path, *words: str) -> str:
-        options = ["-c", "safe.directory=*", "-c", "user.name=a", "-c", "user.email=b", "-c", "core.fsmonitor="]
+        options = [
+            "-c",
+            "safe.directory=*",
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=b",
+            "-c",
+            "core.fsmonitor=",
+        ]
         return subprocess.run(
             ["git", *options, *words], cwd=where, check=True, capture_output=True, text=True
         ).stdout
@@ -270,6 +281,8 @@ def test_a_worker_that_is_killed_leaves_a_table_that_goes_on(tmp_path: Path) -> 
 
 
 def test_writeback_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="--writeback"):
-        with mounting.mounted(tmp_path, "--metadata-table", "--writeback"):
-            pass
+    with (
+        pytest.raises(RuntimeError, match="--writeback"),
+        mounting.mounted(tmp_path, "--metadata-table", "--writeback"),
+    ):
+        pass

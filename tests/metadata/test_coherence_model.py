@@ -36,40 +36,55 @@ from virtiofs.metadata import registry
 
 pytestmark = pytest.mark.skipif(bool(mounting.unavailable()), reason=mounting.unavailable())
 
-STEPS = int(os.environ.get("VIRTIOFS_MODEL_STEPS", "400"))
+STEPS = int(os.environ.get("VIRTIOFS_MODEL_STEPS", "200"))
 SEED = int(os.environ.get("VIRTIOFS_MODEL_SEED", "1"))
-SETTLE_EVERY, KILL_EVERY = 40, 130 if STEPS < 10000 else 5000
+SETTLE_EVERY, KILL_EVERY = 40, 60 if STEPS < 10000 else 5000
 SECONDS = 30.0
 DIRECTORIES = ("", "d1/", "d2/")
 NAMES = ("a", "b", "c")
 TOKEN = 16  # bytes at the beginning of a file, which say when it was written
 
-State = Any  # of a path: None (nothing there), (token, size, mode), or the names in a directory
+Names = tuple[str, ...]
 
 
 class Model:
-    """All states that each path ever had."""
+    """What there ever was, in order: files that a path led to (None: none), their attributes and data, listings."""
 
     def __init__(self) -> None:
-        self.history: dict[str, list[State]] = {}
+        self.paths: dict[str, list[int | None]] = {}
+        self.attributes: dict[int, list[Any]] = {}  # size and mode
+        self.data: dict[int, list[Any]] = {}  # a token
+        self.listings: dict[str, list[Names]] = {}
 
-    def put(self, path: str, state: State) -> None:
-        states = self.history.setdefault(path, [None])
-        if states[-1] != state:
-            states.append(state)
+    def file(self, path: str) -> int | None:
+        """The file that is there now."""
+        return self.paths.setdefault(path, [None])[-1]
 
-    def now(self, path: str) -> State:
-        return self.history.setdefault(path, [None])[-1]
+    def now(self, path: str) -> Any:
+        """Attributes and data of what is there now; None twice for nothing."""
+        file = self.file(path)
+        return (None, None) if file is None else (self.attributes[file][-1], self.data[file][-1])
 
-    def version(self, path: str) -> int:
-        return len(self.history.setdefault(path, [None])) - 1
+    def lead(self, path: str, file: int | None) -> None:
+        self.paths.setdefault(path, [None]).append(file)
+
+    def note_names(self) -> None:
+        """The listings that follow from what is there."""
+        for directory in DIRECTORIES:
+            names = [name for name in NAMES if self.file(directory + name) is not None]
+            if not directory:
+                names += ["d1", "d2", "victim"]
+            listing = self.listings.setdefault(directory, [])
+            if not listing or listing[-1] != tuple(sorted(names)):
+                listing.append(tuple(sorted(names)))
 
 
 class Actor(Protocol):
     """What a reader and writer can do; paths are relative to the tree."""
 
-    def state(self, path: str) -> State: ...
-    def names(self, directory: str) -> State: ...
+    def attributes(self, path: str) -> Any: ...
+    def data(self, path: str) -> Any: ...
+    def names(self, directory: str) -> Names: ...
     def make(self, path: str, content: bytes) -> None: ...
     def overwrite(self, path: str, content: bytes) -> None: ...
     def resize(self, path: str, size: int) -> None: ...
@@ -78,21 +93,28 @@ class Actor(Protocol):
     def unlink(self, path: str) -> None: ...
 
 
+def absent(look: Callable[[], Any]) -> Any:
+    """What `look` finds; None if there is nothing."""
+    try:
+        return look()
+    except FileNotFoundError:
+        return None
+
+
 class Directory:
     """A directory of the host: the shared one, or one where it is mounted."""
 
     def __init__(self, root: Path):
         self.root = root
 
-    def state(self, path: str) -> State:
-        try:
-            status = os.stat(self.root / path)
-            with open(self.root / path, "rb") as file:
-                return file.read(TOKEN), status.st_size, status.st_mode & 0o777
-        except FileNotFoundError:
-            return None
+    def attributes(self, path: str) -> Any:
+        status = absent(lambda: os.stat(self.root / path))
+        return status and (status.st_size, status.st_mode & 0o777)
 
-    def names(self, directory: str) -> State:
+    def data(self, path: str) -> Any:
+        return absent(lambda: (self.root / path).read_bytes()[:TOKEN])
+
+    def names(self, directory: str) -> Names:
         return tuple(sorted(os.listdir(self.root / directory)))
 
     def make(self, path: str, content: bytes) -> None:
@@ -123,15 +145,14 @@ class Guest:
     def __init__(self, tree: Tree):
         self.tree = tree
 
-    def state(self, path: str) -> State:
-        try:
-            status = self.tree.stat(path)
-            with self.tree.open(path) as file:
-                return file.pread(TOKEN, 0), status.st_size, status.st_mode & 0o777
-        except FileNotFoundError:
-            return None
+    def attributes(self, path: str) -> Any:
+        status = absent(lambda: self.tree.stat(path))
+        return status and (status.st_size, status.st_mode & 0o777)
 
-    def names(self, directory: str) -> State:
+    def data(self, path: str) -> Any:
+        return absent(lambda: self.tree.read_file(path)[:TOKEN])
+
+    def names(self, directory: str) -> Names:
         return tuple(sorted(self.tree.listdir("/" + directory)))
 
     def make(self, path: str, content: bytes) -> None:
@@ -156,17 +177,34 @@ class Guest:
 
 
 class Party:
-    """An actor with what it has seen of each path: it may see nothing older.  `exact`: only what is there."""
+    """An actor, and how far it has seen: it may see nothing older.  `exact`: only what is there.
+
+    A name and what it leads to are two things: who knows of a file by the name it had sees what the file is now.
+    """
 
     def __init__(self, actor: Actor, exact: bool = False):
-        self.actor = actor
         self.exact = exact
-        self.seen: dict[str, int] = {}
+        self.restarted(actor)
 
     def restarted(self, actor: Actor) -> None:
         """It knows nothing any more."""
         self.actor = actor
-        self.seen.clear()
+        self.paths: dict[str, int] = {}
+        self.attributes: dict[int, int] = {}
+        self.data: dict[int, int] = {}
+        self.listings: dict[str, int] = {}
+
+    def is_current(self, model: Model, path: str) -> None:
+        """It knows all of a path."""
+        self.paths[path] = len(model.paths.setdefault(path, [None])) - 1
+        file = model.file(path)
+        if file is not None:
+            self.attributes[file] = len(model.attributes[file]) - 1
+            self.data[file] = len(model.data[file]) - 1
+
+    def knows(self, model: Model, path: str) -> bool:
+        """Whether it sees what is there."""
+        return (self.actor.attributes(path), self.actor.data(path)) == model.now(path)
 
 
 class World:
@@ -255,67 +293,80 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(tmp_path, stack)
 
 
-def look(model: Model, name: str, party: Party, path: str, see: Callable[[str], State]) -> None:
-    """Have a reader look at a path; what it sees must not be older than it may."""
-    state = see(path)
-    states = model.history.setdefault(path, [None])
-    least = len(states) - 1 if party.exact else party.seen.get(path, 0)
-    version = next((i for i in range(least, len(states)) if states[i] == state), None)
-    assert version is not None, f"{name} sees {path!r} as {state}, after {states[least:]}"
-    party.seen[path] = version
+def look(model: Model, name: str, party: Party, path: str, what: str) -> None:
+    """Have a reader look at the attributes or the data of a path; it must not see what is older than it may."""
+    found = getattr(party.actor, what)(path)
+    files = model.paths.setdefault(path, [None])
+    states: dict[int, list[Any]] = getattr(model, what)
+    floors: dict[int, int] = getattr(party, what)
+    for version in range(len(files) - 1 if party.exact else party.paths.get(path, 0), len(files)):
+        file = files[version]
+        if file is None:
+            if found is None:
+                party.paths[path] = version
+                return
+            continue
+        least = len(states[file]) - 1 if party.exact else floors.get(file, 0)
+        if found in states[file][least:]:
+            party.paths[path] = version
+            floors[file] = least + states[file][least:].index(found)
+            return
+    raise AssertionError(
+        f"{name} sees {what} {found} of {path}, which led to {files[party.paths.get(path, 0) :]}:"
+        f" {[(file, states[file][floors.get(file, 0) :]) for file in files if file is not None]}"
+    )
+
+
+def look_at_names(model: Model, name: str, party: Party, directory: str) -> None:
+    """The same of a listing."""
+    found = party.actor.names(directory)
+    states = model.listings[directory]
+    least = len(states) - 1 if party.exact else party.listings.get(directory, 0)
+    assert found in states[least:], f"{name} sees {found} in /{directory}, after {states[least:]}"
+    party.listings[directory] = least + states[least:].index(found)
 
 
 def change(model: Model, random_: random.Random, party: Party, number: int) -> list[str]:
     """Have a writer do something: the paths that it changed."""
-    files = [directory + name for directory in DIRECTORIES for name in NAMES]
-    there = [path for path in files if model.now(path) is not None]
-    path = random_.choice(files)
-    token = b"%016d" % number
-    state = model.now(path)
+    paths = [directory + name for directory in DIRECTORIES for name in NAMES]
+    there = [path for path in paths if model.file(path) is not None]
+    path = random_.choice(paths)
     other = random_.choice(there) if there else path
+    token = b"%016d" % number
     # A program that acts on what it knows must know it.
     for needed in (path, other):
-        assert devices.wait_until(lambda: party.actor.state(needed) == model.now(needed), SECONDS)  # noqa: B023
-    if state is None and (not there or random_.random() < 0.6):
+        assert devices.wait_until(lambda: party.knows(model, needed), SECONDS)  # noqa: B023
+    file = model.file(path)
+    if file is None and (not there or random_.random() < 0.6):
         party.actor.make(path, token)
-        model.put(path, (token, TOKEN, 0o644))
+        model.attributes[number], model.data[number] = [(TOKEN, 0o644)], [token]
+        model.lead(path, number)
         return [path]
-    if state is None:
+    what = "rename" if file is None else random_.choice(("rename", "unlink", "overwrite", "resize", "chmod"))
+    if what == "rename":
+        if other == path:
+            return []
         party.actor.rename(other, path)
-        model.put(path, model.now(other))
-        model.put(other, None)
+        model.lead(path, model.file(other))
+        model.lead(other, None)
         return [other, path]
-    token_now, size, mode = state
-    what = random_.randrange(5)
-    if what == 0:
+    assert file is not None
+    size, mode = model.attributes[file][-1]
+    if what == "unlink":
         party.actor.unlink(path)
-        model.put(path, None)
-    elif what == 1:
+        model.lead(path, None)
+    elif what == "overwrite":
         party.actor.overwrite(path, token)
-        model.put(path, (token, size, mode))
-    elif what == 2:
+        model.data[file].append(token)
+    elif what == "resize":
         size = random_.randrange(TOKEN, 20000)
         party.actor.resize(path, size)
-        model.put(path, (token_now, size, mode))
-    elif what == 3:
+        model.attributes[file].append((size, mode))
+    else:
         mode = 0o600 | random_.randrange(64)
         party.actor.chmod(path, mode)
-        model.put(path, (token_now, size, mode))
-    elif other != path:  # over what is there
-        party.actor.rename(other, path)
-        model.put(path, model.now(other))
-        model.put(other, None)
-        return [other, path]
+        model.attributes[file].append((size, mode))
     return [path]
-
-
-def note_names(model: Model) -> None:
-    """The listings that follow from what is there."""
-    for directory in DIRECTORIES:
-        names = [name for name in NAMES if model.now(directory + name) is not None]
-        if not directory:
-            names += ["d1", "d2", "victim"]
-        model.put("names of /" + directory, tuple(sorted(names)))
 
 
 def settle(model: Model, world: World) -> None:
@@ -323,19 +374,19 @@ def settle(model: Model, world: World) -> None:
     for name, party in world.parties.items():
         for directory in DIRECTORIES:
             for path in (directory + file for file in NAMES):
-                assert devices.wait_until(
-                    lambda: party.actor.state(path) == model.now(path),  # noqa: B023
-                    SECONDS,
-                ), f"{name} still sees {path} as {party.actor.state(path)}, not {model.now(path)}"
-                party.seen[path] = model.version(path)
-            listing = "names of /" + directory
+                assert devices.wait_until(lambda: party.knows(model, path), SECONDS), (  # noqa: B023
+                    f"{name} still sees {path} as {party.actor.attributes(path)}, {party.actor.data(path)},"
+                    f" not {model.now(path)}"
+                )
+                party.is_current(model, path)
+            listing = model.listings[directory]
             assert devices.wait_until(
-                lambda: party.actor.names(directory) == model.now(listing),  # noqa: B023
+                lambda: party.actor.names(directory) == listing[-1],  # noqa: B023
                 SECONDS,
-            ), f"{name} still sees {party.actor.names(directory)}, not {model.now(listing)}"
-            party.seen[listing] = model.version(listing)
+            ), f"{name} still sees {party.actor.names(directory)}, not {listing[-1]}"
+            party.listings[directory] = len(listing) - 1
         truth = (world.host / "victim").read_bytes()
-        assert devices.wait_until(lambda: party.actor.state("victim")[0] == truth, SECONDS), name  # noqa: B023
+        assert devices.wait_until(lambda: party.actor.data("victim") == truth, SECONDS), name  # noqa: B023
 
 
 def test_nobody_sees_what_is_older_than_its_mode_allows(world: World) -> None:
@@ -343,26 +394,26 @@ def test_nobody_sees_what_is_older_than_its_mode_allows(world: World) -> None:
     model = Model()
     (world.host / "victim").write_bytes(b"%016d" % 0)
     (world.host / "victim").chmod(0o644)
-    note_names(model)
+    model.note_names()
     writers = ("one", "two", "mount", "host")
     kills = ["one", "mount", "two"]
     settle(model, world)
     for number in range(1, STEPS + 1):
         writer = world.parties[random_.choice(writers)]
         changed = change(model, random_, writer, number)
-        note_names(model)
+        model.note_names()
         for path in changed:
-            writer.seen[path] = model.version(path)
-            listing = "names of /" + path.rpartition("/")[0] + ("/" if "/" in path else "")
-            writer.seen[listing] = model.version(listing)
+            writer.is_current(model, path)
+            directory = path[:3] if "/" in path else ""
+            writer.listings[directory] = len(model.listings[directory]) - 1
         for _ in range(3):
             name, party = random_.choice(list(world.parties.items()))
             directory = random_.choice(DIRECTORIES)
             if random_.random() < 0.3:
-                listing = "names of /" + directory
-                look(model, name, party, listing, lambda _: party.actor.names(directory))  # noqa: B023
+                look_at_names(model, name, party, directory)
             else:
-                look(model, name, party, directory + random_.choice(NAMES), party.actor.state)
+                what = random_.choice(("attributes", "data"))
+                look(model, name, party, directory + random_.choice(NAMES), what)
         if number % SETTLE_EVERY == 0:
             settle(model, world)
         if number % KILL_EVERY == 0:

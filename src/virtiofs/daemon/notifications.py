@@ -31,7 +31,6 @@ class Notifications:
         self._filesystem = filesystem
         self._session = session
         self._log = log
-        self._missed = False
         self._invalidator: Invalidator | None = None
         self.set_enabled = self._ring.set_enabled
         self.set_call = self._ring.set_call
@@ -48,8 +47,8 @@ class Notifications:
     def run(self) -> str:
         """Tell of changes until `stop`: why the ring is broken, or nothing."""
         assert self._invalidator is not None
-        self._invalidator.run(everything=self._missed)
-        self._missed = True
+        # A queue that begins in the middle of a session was stopped for a while.
+        self._invalidator.run(everything=self._session.initialised)
         return self.queue.reason
 
     def stop(self) -> None:
