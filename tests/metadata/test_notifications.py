@@ -132,7 +132,7 @@ def test_without_buffers_for_long_the_driver_is_told_to_forget_everything(driver
     notifications = Notifications(driver.device, buffers=0)
     node = driver.session.lookup(ROOT, "file").nodeid
     status = os.stat(driver.host / "file")
-    for _ in range(layout.RECORDS + 100):
+    for _ in range(2 * layout.RECORDS):
         driver.table.bump(status.st_dev, status.st_ino, layout.DATA)
     notifications.give(16)
     heard: list[Notification] = []
