@@ -53,7 +53,7 @@ def guest() -> Iterator[Guest]:
 def wait_for_watcher(directory: Path) -> None:
     """Until what the host does enters the table of a directory."""
     table = registry.attach(str(directory))
-    assert devices.wait_until(lambda: table.watcher is not None, SECONDS)
+    assert devices.wait_until(lambda: table.watched, SECONDS)
     table.close()
 
 

@@ -160,7 +160,6 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {threads}")
         share: Share | Servable
-        watched = ""
         if pythonshare.is_class(options.directory):
             share = pythonshare.load(options, log)
             name = options.directory
@@ -168,7 +167,6 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
                 threads = max(1, share.filesystem.threads)
         else:
             share, name = directory_share(options, log)
-            watched = share.metadata_table
         mountpoint = Mountpoint(
             options.mountpoint,
             name=name,
@@ -180,14 +178,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         return 1
     try:
         return HostMount(
-            mountpoint,
-            share.make,
-            share.walls,
-            threads,
-            log,
-            share.keep,
-            watched,
-            getattr(share, "seats", None),
+            mountpoint, share.make, share.walls, threads, log, share.keep, getattr(share, "seats", None)
         ).run(ready)
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")

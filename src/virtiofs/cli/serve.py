@@ -594,9 +594,8 @@ def make_share(
         read_only,
         quota,
         0 if read_only else window,
-        metadata_table=os.path.realpath(directory) if metadata_table else "",
-        only=only,
         seats=seats,
+        only=only,
     )
 
 

@@ -221,7 +221,7 @@ def events(supervisor: Supervisor, tag: str = "") -> Port:
             f"this daemon has several shares; say which: {', '.join(port.tag for port in supervisor.ports)}"
         )
     port = supervisor.find(tag) if tag else supervisor.ports[0]
-    if not port.share.metadata_table:
+    if port.share.seats is None:
         raise ValueError(f"{port.tag} has no metadata table; start the daemon with --metadata-table")
     return port
 

@@ -36,10 +36,13 @@ def start(sock: socket.socket, share: Share, log: Log) -> tuple[int, int]:
     It ends when the client goes.  `sock` can be closed here.
     """
 
+    assert share.seats is not None
+    directory = share.seats.directory
+
     def run() -> int:
         try:
-            table = registry.attach(share.metadata_table)
-            Events(table, share.metadata_table, share.only).tell(sock)
+            table = registry.attach(directory)
+            Events(table, directory, share.only).tell(sock)
         except BrokenPipeError:
             pass
         except OSError as error:
@@ -63,7 +66,7 @@ class Events:
         """Send changes until the client goes.  Raises `OSError`."""
         sock.setblocking(True)
         threading.Thread(target=end_with, args=(sock.fileno(),), daemon=True).start()
-        sock.sendall(json.dumps({"result": self._watcher()}).encode() + b"\n")
+        sock.sendall(json.dumps({"result": self._state()}).encode() + b"\n")
         lines = bytearray()
         while True:
             change = self._follower.next(0 if lines else None)
@@ -74,9 +77,8 @@ class Events:
                 sock.sendall(lines)
                 lines.clear()
 
-    def _watcher(self) -> dict[str, bool]:
-        watcher = self._table.watcher
-        return {"watched": watcher is not None, "complete": watcher is not None and watcher[1]}
+    def _state(self) -> dict[str, bool]:
+        return {"watched": self._table.watched}
 
     def event(self, change: Change) -> dict[str, Any] | None:
         """A change as JSON can say it; None for one that is of no interest to whom it is told."""
@@ -85,14 +87,23 @@ class Events:
         event = {"sequence": change.sequence, "time": round(when, 6), "kind": KINDS[change.kind]}
         if change.kind == layout.EVERYTHING:
             return event
-        watcher = self._table.watcher
-        host = watcher is not None and watcher[0] == change.origin
-        path = self._path(change, host)
+        host = self._by_host(change.origin)
+        try:
+            path = self._path(change, host)
+        except LookupError:
+            return {**event, "kind": KINDS[layout.EVERYTHING]}
         if path is None or (self._only and path != os.fsencode(self._only)):
             return None
+        if change.kind == layout.ENTRY and not self._paths.exists(path):
+            event["kind"] = KINDS[layout.GONE]  # renamed away, or made and removed since
         return {**event, "path": os.fsdecode(path) or ".", "by": "host" if host else "guest"}
 
+    def _by_host(self, origin: int) -> bool:
+        watcher = self._table.watcher
+        return origin == watcher if watcher >= 0 else not self._table.worker(origin)
+
     def _path(self, change: Change, host: bool) -> bytes | None:
+        """Where it happened; None: nowhere that can be told.  Raises `LookupError` if that can not be found out now."""
         inode: Identity = (change.dev, change.ino)
         other: Identity = (change.child_dev, change.child_ino)
         if change.kind in (layout.ENTRY, layout.GONE):

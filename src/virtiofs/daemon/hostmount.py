@@ -111,8 +111,8 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 class HostMount:
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
-    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `watched`:
-    the directory that has a metadata table, "" for none; `seats`: in that.
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `seats`: in the
+    tree's metadata table, which has a watcher then.
     """
 
     def __init__(
@@ -123,10 +123,8 @@ class HostMount:
         threads: int,
         log: Log,
         keep: Sequence[int] = (),
-        watched: str = "",
         seats: Seats | None = None,
     ):
-        self._watched = watched
         self._keep = keep
         self._seats = seats
         self._mountpoint = mountpoint
@@ -169,12 +167,12 @@ class HostMount:
 
     def _wait(self, worker: socket.socket, wake: socket.socket) -> None:
         """Wait for a signal or the worker's end."""
-        if not self._watched:
+        if self._seats is None:
             select.select([worker, wake], [], [])
             return
         from virtiofs.daemon.watcher import WatcherProcess
 
-        watcher = WatcherProcess(self._watched, self._log)
+        watcher = WatcherProcess(self._seats.directory, self._log)
         watcher.start()
         try:
             while True:
@@ -188,7 +186,7 @@ class HostMount:
 
     def _start(self) -> tuple[int, socket.socket]:
         """Fork the worker: its process id and our end of its channel."""
-        if self._watched:
+        if self._seats is not None:
             import virtiofs.daemon.invalidation  # noqa: F401  (behind the walls nothing can be imported)
 
         self._walls.leave()

@@ -45,9 +45,8 @@ class Share:
 
     `where` is for people to read.  `quota`: the account that `make` gives the file system.  `window_size`: bytes of
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
-    may still take when the guest resets the device (None: for ever).  `metadata_table`: the absolute path of the
-    directory whose metadata table it has, "" for none; `only`: the one file of that which is shared, if it is one;
-    `seats`: in the table.
+    may still take when the guest resets the device (None: for ever).  `seats`: in the tree's metadata table, which has
+    a watcher then.  `only`: the one file of the tree that is shared, "" if all of it is.
     """
 
     def __init__(
@@ -61,11 +60,9 @@ class Share:
         window_size: int = 0,
         keep: Sequence[int] = (),
         patience: float | None = None,
-        metadata_table: str = "",
-        only: str = "",
         seats: Seats | None = None,
+        only: str = "",
     ):
-        self.metadata_table = metadata_table
         self.only = only
         self.keep = keep
         self.seats = seats
@@ -158,10 +155,10 @@ class Port:
 
     def start(self) -> None:
         """Get a watcher and a worker, and serve the front end that is there already.  Raises `WorkerError`."""
-        if self.share.metadata_table:
+        if self.share.seats is not None:
             from virtiofs.daemon.watcher import WatcherProcess
 
-            self._watcher = WatcherProcess(self.share.metadata_table, self._log)
+            self._watcher = WatcherProcess(self.share.seats.directory, self._log)
             self._watcher.start()
         self._start_worker()
         if self._first is not None:
@@ -300,7 +297,7 @@ class Port:
             self._log,
             self.share.window_size,
             self.share.patience,
-            bool(self.share.metadata_table),
+            self.share.seats is not None,
         )
         self._back_end = BackEnd(self._device, self._log.warning)
         self._device.back_end = self._back_end
@@ -346,7 +343,7 @@ class Port:
                 self.share.make,
                 self._log,
                 self.share.walls,
-                worker.serve_queues(self.share.window_size, bool(self.share.metadata_table)),
+                worker.serve_queues(self.share.window_size, self.share.seats is not None),
                 keep=self.share.keep,
                 seats=self.share.seats,
             )

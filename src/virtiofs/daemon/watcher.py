@@ -68,6 +68,7 @@ class WatcherProcess:
             if now < self._not_before:
                 self.gauges["state"] = STATES.index("failed")
                 self._log.error(f"the watcher of {self._directory} (process {pid}) ended again: given up")
+                self._clear_up()
                 return
             self._not_before = now + PAUSE_SECONDS
             self._log.warning(f"the watcher of {self._directory} (process {pid}) ended; starting another")
@@ -83,6 +84,15 @@ class WatcherProcess:
             os.close(self.fd)
         self.fd, self.pid = -1, 0
         self.gauges["state"] = STATES.index("off")
+
+    def _clear_up(self) -> None:
+        """Have the table say that nobody watches; another watcher would see to that."""
+        from virtiofs.metadata import registry
+
+        try:
+            registry.attach(self._directory).close()
+        except OSError as error:
+            self._log.error(str(error))
 
     def status(self) -> dict[str, Any]:
         """What it does and what it has seen, as JSON can say it."""

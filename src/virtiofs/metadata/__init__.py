@@ -8,6 +8,7 @@ changes to follow.
 
 Open `table.py` first: slots and words, beginning and ending a change, what is left of the dead.  `layout.py` is the
 file byte by byte, `journal.py` the ring of changes and those who follow it, `registry.py` where the file lies and who
-has it mapped.  docs/metadata-table.md has the rules of readers and writers and the reasons.  A daemon without a
-table loads `table.py` for the functions that are then never called, and nothing else.
+has it mapped.  `watch.py` has the host's own changes enter, and `paths.py` finds where in the tree they are.
+docs/metadata-table.md has the rules of readers and writers and the reasons, docs/events.md what the watcher sees.  A
+daemon without a table loads `table.py` for the functions that are then never called, and nothing else.
 """

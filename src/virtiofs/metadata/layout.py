@@ -96,10 +96,7 @@ HEADER = Structure(
         Field("records", 4, 1, f"number of journal records: {RECORDS}"),
         Field("record_size", 4, 1, "bytes of each"),
         Field("records_at", 8, 1, "where they begin"),
-        Field(
-            "watch", 8, 1, "who enters the host's changes: (member + 1) << 1 | whether all of them; 0: nobody"
-        ),
-        Field("reserved", 8, 17, "zero"),
+        Field("reserved", 8, 18, "zero"),
         # Each of these is written by many; a cache line each.
         Field("everything", 8, 1, "word of the whole tree"),
         Field("everything_at", 8, 1, "when it changed: ns of CLOCK_BOOTTIME; 0: never"),

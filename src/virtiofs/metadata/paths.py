@@ -44,15 +44,18 @@ class Paths:
     def find(self, inode: Identity, search: bool = True) -> bytes | None:
         """The path of an inode, or the last one; None if it was never seen in the tree.
 
-        `search`: walk the tree if need be; without it, None also for what is not where it was.
+        `search`: walk the tree if need be; without it, None also for what is not where it was.  Raises `LookupError` if
+        it would have to be walked again too soon.
         """
         path = self._known(inode)
         if path is not None and self._leads_to(path, inode):
             return path
         if not search:
             return None
-        if inode in self._missing or time.monotonic() < self._next_walk:
+        if inode in self._missing:
             return path
+        if time.monotonic() < self._next_walk:
+            raise LookupError("the tree was walked just now, and it was not there")
         self._walk()
         again = self._known(inode)
         if again is not None and self._leads_to(again, inode):
@@ -61,9 +64,22 @@ class Paths:
         return path
 
     def find_name(self, directory: Identity, name: bytes) -> bytes | None:
-        """The path of a name in a directory; None if that is not in the tree."""
+        """The path of a name in a directory; None if that is not in the tree.  Raises `LookupError` as `find` does."""
         path = self.find(directory)
         return None if path is None else path + b"/" + name if path else name
+
+    def exists(self, path: bytes) -> bool:
+        """Whether there is something at a path now; if so, that is learned."""
+        above, _, name = path.rpartition(b"/")
+        try:
+            found = os.stat(path or b".", dir_fd=self._root_fd, follow_symlinks=False)
+            inode = (found.st_dev, found.st_ino)
+            if inode not in self._above and inode != self._root:
+                parent = os.stat(above or b".", dir_fd=self._root_fd, follow_symlinks=False)
+                self.learn(inode, (parent.st_dev, parent.st_ino), name)
+        except OSError:
+            return False
+        return True
 
     def _miss(self, inode: Identity) -> None:
         if len(self._missing) > MOST_FILES:

@@ -263,11 +263,24 @@ def bury(view: cython.pointer(View), dead: uint32_t) -> cython.int:
         change_everything(view)
     if left:
         return -1
-    if load_u64(cython.address(view.header.watch)) >> 1 == dead + 1:
-        store_u64(cython.address(view.header.watch), 0)
     store_u32(cython.address(member.worker), 0)
     store_release_u32(cython.address(member.state), 0)
     return ended
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def watch(view: cython.pointer(View), member: uint32_t, on: cython.bint) -> cython.void:
+    """Note that `member` enters the host's changes, or no longer does.  Who has the lock on that byte, or the door.
+
+    What was believed on the strength of a watcher does not hold without one.
+    """
+    if on:
+        store_release_u32(cython.address(view.header.watcher), member + 1)
+    elif load_u32(cython.address(view.header.watcher)) == member + 1:
+        store_release_u32(cython.address(view.header.watcher), 0)
+        change_everything(view)
 
 
 def namespace() -> int:
@@ -276,17 +289,6 @@ def namespace() -> int:
         return os.stat("/proc/self/ns/pid").st_ino & 0xFFFFFFFF
     except OSError:
         return 0
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def watch(view: cython.pointer(View), member: uint32_t, on: cython.bint) -> cython.void:
-    """Note that `member` enters the host's changes, or no longer does.  Who has the lock on that byte, or the door."""
-    if on:
-        store_release_u32(cython.address(view.header.watcher), member + 1)
-    elif load_u32(cython.address(view.header.watcher)) == member + 1:
-        store_release_u32(cython.address(view.header.watcher), 0)
 
 
 @cython.cclass
@@ -508,21 +510,18 @@ class Table:
         self.check()
         return load_u32(cython.address(self.view.header.watcher)) != 0
 
-    def set_watching(self, complete: bool) -> None:
-        """Say that we enter the host's changes, and whether all of them, or only some as yet.  See `watcher`."""
-        self.check()
-        store_u64(cython.address(self.view.header.watch), (self.view.member + 1) << 1 | bool(complete))
-        watch(cython.address(self.view), self.view.member, complete)
-
     @property
-    def watcher(self) -> tuple[int, bool] | None:
-        """The member that enters the host's changes, and whether all of them; None: nobody does.
-
-        One that died is named until somebody has tidied up (`registry.tidy`); `watched` asks the kernel.
-        """
+    def watcher(self) -> int:
+        """The member that enters the host's changes; -1 if nobody does."""
         self.check()
-        word: uint64_t = load_u64(cython.address(self.view.header.watch))
-        return (word // 2 - 1, bool(word & 1)) if word > 1 else None
+        return cython.cast(int, load_u32(cython.address(self.view.header.watcher))) - 1
+
+    def worker(self, member: int) -> int:
+        """The process whose changes enter by way of a member, 0 if it has none (see `set_worker`)."""
+        self.check()
+        if not 0 <= member < MEMBERS:
+            raise IndexError(f"there is no member {member}")
+        return load_u32(cython.address(self.view.members[cython.cast(cython.int, member)].worker))
 
     def keep_mapping_only(self) -> None:
         """Close the descriptor: membership then lasts as long as the mapping, which is until this process ends.

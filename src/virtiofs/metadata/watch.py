@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         ) -> None: ...
         def bump_everything(self) -> None: ...
         def worker_pids(self) -> set[int]: ...
-        def set_watching(self, complete: bool) -> None: ...
+        def announce_watch(self, on: bool) -> None: ...
 
     class Watcher(Protocol):
         """Hears of changes.  `complete`: of all that happens in the tree; `unfinished`: there is more to set up."""
@@ -188,7 +188,7 @@ def watch(
     while True:
         if told != watcher.complete:
             told = watcher.complete
-            sink.set_watching(told)
+            sink.announce_watch(told)
             gauges["state"] = STATES.index("complete" if told else "incomplete")
         happened = dict(sources.poll(0 if watcher.unfinished else None))
         if watcher.fd in happened:

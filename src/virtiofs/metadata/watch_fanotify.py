@@ -47,6 +47,8 @@ HANDLE_HEAD = 8
 READ_SIZE = 1 << 18
 # Handles whose files are remembered; all are forgotten when there are more.
 MOST_KNOWN = 1 << 16
+# How often a handle is opened if there is no memory for it.
+TRIES = 1000
 
 Handle = tuple[bytes, bytes]  # file system, struct file_handle
 
@@ -69,10 +71,9 @@ class FanotifyWatcher:
         self._open: dict[tuple[bytes, int], int] = {}
         self._known: dict[Handle, Identity] = {}
         self._foreign: set[Handle] = set()  # files outside, with one name
+        self._gone: set[Handle] = set()  # a handle is never used again
         self._directories: dict[Handle, tuple[Identity, bool]] = {}
         self._inside: dict[Identity, bool] = {}
-        self._workers: set[int] = set()
-        self._ours: set[int] = set()
         self.complete = True
         self.fd = watch_calls.new_fanotify(GROUP)
         try:
@@ -147,14 +148,14 @@ class FanotifyWatcher:
             data = os.read(self.fd, READ_SIZE)
         except BlockingIOError:
             return
-        self._find_workers()
+        ours = self._batch.sink.worker_pids()  # whose changes enter the table by themselves
         at = count = 0
         while at < len(data):
             length, _, _, head, mask, _, pid = METADATA.unpack_from(data, at)
             count += 1
             if mask & FAN_Q_OVERFLOW:
                 self._overflow()
-            elif pid not in self._ours:
+            elif pid not in ours:
                 records = {}
                 info = at + head
                 while info < at + length:
@@ -170,13 +171,6 @@ class FanotifyWatcher:
             at += length
         self._leave()
         self._batch.gauges.add("events", count)
-
-    def _find_workers(self) -> None:
-        """Whose changes enter the table by themselves: the workers, some of which have their work done by a child."""
-        workers = self._batch.sink.worker_pids()
-        if workers != self._workers:
-            self._workers = workers
-            self._ours = {pid for worker in workers for pid in (worker, *children(worker))}
 
     def _overflow(self) -> None:
         self._batch.gauges.add("overflows")
@@ -215,7 +209,7 @@ class FanotifyWatcher:
         if mask & FAN_DELETE:
             child = self._identify(target)
             if named:
-                self._batch.gone(directory, name, child)
+                self._batch.gone(directory, name, child if self._has_no_name(target) else NOBODY)
             if mask & FAN_ONDIR and child != NOBODY:  # of other files the kernel says so itself
                 self._batch.attributes(child)
 
@@ -267,7 +261,7 @@ class FanotifyWatcher:
             self._foreign.discard(target)
         child = NOBODY if target is None else self._identify(target)
         if was_inside and source != NOBODY:
-            self._batch.gone(source, old[1], child)
+            self._batch.gone(source, old[1])
         if inside and goal != NOBODY:
             self._batch.entry(goal, new[1], child)
         if child != NOBODY:
@@ -279,13 +273,25 @@ class FanotifyWatcher:
         """The file's identity; `NOBODY` if it is gone and was never met."""
         inode = self._known.get(handle)
         if inode is None:
+            if handle in self._gone:
+                return NOBODY
             found = self._stat(handle)
             if found is None:
+                if len(self._gone) >= MOST_KNOWN:
+                    self._gone.clear()
+                self._gone.add(handle)
                 return NOBODY
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             inode = self._known[handle] = (found.st_dev, found.st_ino)
         return inode
+
+    def _has_no_name(self, handle: Handle) -> bool:
+        """Whether a file is gone, or is there only for who has it open."""
+        if handle in self._gone:
+            return True
+        found = self._stat(handle)
+        return found is None or found.st_nlink == 0
 
     def _stat(self, handle: Handle) -> os.stat_result | None:
         for place in self._places.get(handle[0], ()):
@@ -300,13 +306,18 @@ class FanotifyWatcher:
 
     def _open_handle(self, place: tuple[bytes, int], handle: Handle) -> int:
         """A descriptor; -1 for what is gone."""
-        try:
-            return watch_calls.open_handle(self._enter(place), handle[1])
-        except OSError as error:
-            # Not that many descriptors, or no memory: nothing can be told of any event then.
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM):
-                raise
-            return -1  # the file is gone, or the place, which is known soon by a change of the mounts
+        for _ in range(TRIES):
+            try:
+                return watch_calls.open_handle(self._enter(place), handle[1])
+            except OSError as error:
+                if error.errno == errno.ENOMEM:
+                    # ext4 says so, too, while a new file gets the inode number of one that is gone (iget_locked).
+                    os.sched_yield()
+                    continue
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.EPERM):
+                    raise  # nothing can be told of any event then
+                return -1  # the file is gone, or the place, which is known soon by a change of the mounts
+        raise OSError(errno.ENOMEM, "no memory to open file handles")
 
     def _directory(self, handle: Handle) -> tuple[Identity, bool]:
         """A directory's identity and whether it lies in the tree; `NOBODY` and True for one that is gone."""
@@ -366,12 +377,3 @@ class FanotifyWatcher:
         for step in path:
             self._inside[step] = inside
         return inside
-
-
-def children(pid: int) -> list[int]:
-    """The child processes of a process."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(word) for word in file.read().split()]
-    except OSError:
-        return []

@@ -280,12 +280,12 @@ class InotifyWatcher:
         if mask & IN_MOVED_FROM:
             self._moved[cookie] = (directory.below.pop(name, None), known)
             self._forget(directory, name)
-            self._batch.gone(parent, name, known)
+            self._batch.gone(parent, name)
             return
         if mask & IN_DELETE:
             directory.below.pop(name, None)
             self._forget(directory, name)
-            self._batch.gone(parent, name, known)
+            self._batch.gone(parent, name, known if mask & IN_ISDIR else NOBODY)  # who knows its other names
             if known != NOBODY:
                 self._batch.attributes(known)  # it may have other names
             return

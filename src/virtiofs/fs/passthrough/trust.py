@@ -4,6 +4,7 @@
 A share whose client gets notifications (daemon/invalidation.py) has these functions behind its operations.  They write
 into each reply how long it is valid:
 
+- while nobody enters the host's changes into the table, `UNWATCHED`;
 - while a change is in progress, not at all: nobody knows which state was seen;
 - for `MOTION` after a change, `MOMENT`: the reply may have been made before it, and reach the client after the
   notification;
@@ -39,10 +40,11 @@ from cython.cimports.virtiofs.fuse.request import Handler, Request
 from cython.cimports.virtiofs.metadata.journal import View, boot_time
 from cython.cimports.virtiofs.metadata.layout import IN_PROGRESS
 from cython.cimports.virtiofs.metadata.table import slot_of, word_of
-from cython.cimports.virtiofs.virtqueue.atomics import load_u64
+from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, load_u64
 
 NANOSECONDS = cython.declare(uint64_t, 1000000000)
 MOTION = cython.declare(uint64_t, 1000000000)
+UNWATCHED = cython.declare(uint64_t, 1000000000)
 MOMENT = cython.declare(uint64_t, 100000000)
 
 MAKING = (FUSE_MKNOD, FUSE_MKDIR, FUSE_SYMLINK, FUSE_LINK, FUSE_CREATE, FUSE_TMPFILE)
@@ -78,6 +80,8 @@ def validity(share: cython.pointer(Share), nodeid: uint64_t) -> uint64_t:
     inode_unpin(cython.address(share.inodes), inode)
     if word_of(view, slot) & IN_PROGRESS:
         return 0
+    if not load_acquire_u32(cython.address(view.header.watcher)):
+        return UNWATCHED
     changed = load_u64(cython.address(view.slots[slot].changed_at))
     if load_u64(cython.address(view.header.everything_at)) > changed:
         changed = load_u64(cython.address(view.header.everything_at))

@@ -26,6 +26,7 @@ from cython.cimports.virtiofs.fuse.request import VERSIONED, Handler, Request
 from cython.cimports.virtiofs.metadata.copy import show_slot
 from cython.cimports.virtiofs.metadata.layout import IN_PROGRESS
 from cython.cimports.virtiofs.metadata.table import slot_of
+from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32
 
 
 @cython.cfunc
@@ -63,8 +64,10 @@ def begin(
 @cython.nogil
 @cython.exceptval(check=False)
 def settle(share: cython.pointer(Share), slot: uint32_t, word: uint64_t) -> uint64_t:
-    """After the host has answered: the word, or 0 if it changed meanwhile."""
-    return word if word and show_slot(share.shown, slot) == word else 0
+    """After the host has answered: the word, or 0 if it changed meanwhile, or nobody would see the host change it."""
+    if not word or not load_acquire_u32(cython.address(share.metadata.header.watcher)):
+        return 0
+    return word if show_slot(share.shown, slot) == word else 0
 
 
 @cython.cfunc
