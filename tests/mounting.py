@@ -51,7 +51,12 @@ class Mounted:
     @property
     def worker(self) -> int:
         """The process that serves."""
-        return self.processes[-1]
+        return next(pid for pid in reversed(self.processes) if has_open(pid, "/dev/fuse"))
+
+    def requests(self) -> int:
+        """Messages that the worker has read so far, and a few other reads: the difference of two looks counts."""
+        text = Path(f"/proc/{self.worker}/io").read_text()
+        return int(text.partition("syscr: ")[2].split()[0])
 
     def end(self, number: int) -> tuple[int, str]:
         """Send the command a signal: its exit status, and what it printed."""
@@ -62,6 +67,14 @@ class Mounted:
         """The command's exit status once it has ended, and what it printed."""
         _, said = self.process.communicate(timeout=SECONDS)
         return self.process.returncode, said
+
+
+def has_open(pid: int, path: str) -> bool:
+    """Whether a process has a descriptor of the file."""
+    try:
+        return any(os.readlink(fd.path) == path for fd in os.scandir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False
 
 
 def children(pid: int) -> list[int]:
@@ -86,12 +99,13 @@ def mounted(
     user: int | None = None,
     socket: str | None = None,
     python: str | None = None,
+    name: str = "place",
 ) -> Iterator[Mounted]:
-    """`virtiofs mount` of base/share, of the device at `socket` or of the class `python`, at base/place.
+    """`virtiofs mount` of base/share, of the device at `socket` or of the class `python`, at base/`name`.
 
     Both directories are made if need be.
     """
-    share, place = base / "share", base / "place"
+    share, place = base / "share", base / name
     for directory in (share, place):
         directory.mkdir(exist_ok=True)
         if user is not None:

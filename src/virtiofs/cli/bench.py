@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # What --workload calls the tables that are no workloads.
 QUEUES, PACES, INODES = "request queues", "requests now and then", "inodes held"
+COHERENCE_REPEATS = 20
 EXTENTS = {  # seconds of a run, repeats, numbers of queues, seconds between requests, numbers of inodes
     "quick": (0.05, 3, (1, 2), (0.001,), (1000,)),
     "": (0.2, 5, (1, 2, 4, 8), (0.0002, 0.001, 0.01), (1000, 100_000, 1_000_000)),
@@ -83,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const="full",
         help="long runs: an hour",
+    )
+    parser.add_argument(
+        "--coherence",
+        action="store_true",
+        help="measure instead how late changes show in each cache mode, through the kernel's own client, and how many"
+        " requests it saves; some minutes (docs/caching.md); only --only, --repeats, --json and --markdown go with it",
     )
     parser.add_argument("--seconds", metavar="S", type=float, help="length of each timed run")
     parser.add_argument("--repeats", metavar="N", type=int, help="timed runs of each daemon in each workload")
@@ -141,6 +148,8 @@ def main(options: argparse.Namespace) -> int:
             print("\n".join([*(f"{peer.name}: {peer.version}" for peer in found), *missing, "", *names]))
             return 0
         chosen = _peers(options, found)
+        if options.coherence:
+            return measure_coherence(options, chosen)
         plan = _plan(options)
     except _Usage as error:
         print(f"virtiofs bench: {error}", file=sys.stderr)
@@ -163,6 +172,36 @@ def main(options: argparse.Namespace) -> int:
         print(f"virtiofs bench: {error}", file=sys.stderr)
         return 1
     return 1 if any(row["failed"] for row in results["absent"]) else 0
+
+
+def measure_coherence(options: argparse.Namespace, chosen: list[Peer]) -> int:
+    """What --coherence does: the exit status."""
+    from virtiofs.client import coherence
+
+    progress = Progress()
+    ways = [
+        way for way in coherence.ways(chosen) if way.device or any(peer.name == way.daemon for peer in chosen)
+    ]
+    results, failed = [], False
+    for number, way in enumerate(ways):
+        try:
+            results.append(
+                coherence.measure(
+                    way,
+                    options.repeats or COHERENCE_REPEATS,
+                    lambda what: progress(number / len(ways), what),  # noqa: B023
+                )
+            )
+        except OSError as error:
+            print(f"virtiofs bench: {way.daemon}, {way.mode}: {error}", file=sys.stderr)
+            failed = True
+    progress(1.0, "done")
+    print(coherence.terminal(results))
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    if options.markdown:
+        Path(options.markdown).write_text(coherence.markdown(results))
+    return int(failed)
 
 
 def _peers(options: argparse.Namespace, found: list[Peer]) -> list[Peer]:

@@ -217,6 +217,13 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
 def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
     """The share of a directory or a file, and its absolute path.  Raises `ValueError` and `OSError`."""
     settings = serve.passthrough_settings(options, log)
+    if options.metadata_table:
+        if options.writeback:
+            raise ValueError(
+                "--metadata-table is for trees that others change, --writeback for those that nobody does"
+            )
+        if options.cache == "auto":
+            settings["cache"] = "always"  # all may be kept, as the kernel is told when to forget it
     path = serve.check_path(options.directory)
     check_apart(path, options.directory, options.mountpoint)
     walls = serve.make_walls(options, log, settings)

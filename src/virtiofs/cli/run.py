@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--cache",
         choices=("never", "metadata", "auto", "always", "adaptive"),
-        help="what the guest may keep of each share (docs/cache.md)",
+        help="what the guest may keep of each share (docs/caching.md)",
     )
     add(
         "--metadata-table",

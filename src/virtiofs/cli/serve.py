@@ -411,7 +411,7 @@ def make_walls(options: argparse.Namespace, log: Log, settings: dict[str, Any]) 
         options.modcaps,
         file_handles=options.inode_file_handles != "never",
         descriptors=options.rlimit_nofile,
-        dax=getattr(options, "dax_window", None) is not None,
+        dax=options.metadata_table or getattr(options, "dax_window", None) is not None,
         watcher=options.metadata_table,
         warn=log.warning,
         features=("python",) if settings["policy"] is not None and settings["policy"].ask_about else (),

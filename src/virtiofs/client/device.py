@@ -21,8 +21,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from virtiofs.client.arena import PAGE, Arena
+from virtiofs.client.versions import Versions
 from virtiofs.client.window import FrontWindow
 from virtiofs.fuse.abi import BY_NAME, FUSE_IN_HEADER, FUSE_OUT_HEADER, FUSE_WRITE_IN, NO_REPLY
+from virtiofs.metadata import region
 from virtiofs.vhostuser import messages
 from virtiofs.vhostuser.frontend import WANTED_FEATURES, WANTED_PROTOCOL_FEATURES, FrontEnd, FrontEndError
 from virtiofs.vhostuser.payloads import MemoryRegion
@@ -35,6 +37,9 @@ USER_OFFSET = 0x7E00_0000_0000  # user address = guest address + this
 REGION_GAP = 1 << 30  # the hole between two regions
 UNIQUE_STEP = 2  # as Linux counts (FUSE_REQ_ID_STEP)
 HIPRIO = 0
+NOTIFICATIONS = 1  # where that was agreed; requests begin behind it then
+VIRTIO_FS_F_NOTIFICATION = 1 << 0
+MOST_NOTIFY_SIZE = 65536
 FILLER = 0xA5  # what writable pieces hold before the device writes them
 TABLE_ENTRIES = 1024  # of an indirect table at most: what one preadv takes
 DRIVER_READY = 0x0F  # virtio device status: acknowledged, driver, features, driver ready
@@ -171,6 +176,8 @@ class Device:
         timeout: float = 10.0,
         fewer: bool = False,
         window: WindowOptions | None = None,
+        versions: bool = False,
+        notifications: bool = False,
     ):
         self._connection = connection
         self.front_end = FrontEnd(connection)
@@ -178,6 +185,10 @@ class Device:
         self.memory = GuestMemory()
         self.queues: list[Queue] = []
         self.window: FrontWindow | None = None
+        self.first_request = 1  # the first queue for requests
+        self.notify_size = 0  # bytes of a buffer for a notification, where there is a queue for them
+        self.shows_versions = False
+        self._shared: FrontWindow | None = None  # who serves the back-end channel
         self._memory_fds: list[int] = []
         self.config: bytes | None = None
         self._unique = UNIQUE_STEP
@@ -188,9 +199,13 @@ class Device:
         unwanted |= 0 if indirect else messages.VIRTIO_RING_F_INDIRECT_DESC
         try:
             wanted = WANTED_PROTOCOL_FEATURES | (window.features if window else 0)
+            wanted |= WindowOptions().features if versions else 0
             wanted &= ~(window.without if window else 0)
-            self.front_end.negotiate(WANTED_FEATURES & ~unwanted, wanted)
+            more = VIRTIO_FS_F_NOTIFICATION if notifications else 0
+            self.front_end.negotiate((WANTED_FEATURES | more) & ~unwanted, wanted)
             features = self.front_end.features
+            if features & VIRTIO_FS_F_NOTIFICATION:
+                self.first_request = NOTIFICATIONS + 1
             self.event_idx = bool(features & messages.VIRTIO_RING_F_EVENT_IDX)
             self.indirect = bool(features & messages.VIRTIO_RING_F_INDIRECT_DESC)
             self._read_config()
@@ -198,12 +213,13 @@ class Device:
                 queues = min(queues, self.offered_queues)
             tables = min(queue_size, TABLE_ENTRIES) if self.indirect else 0
             ring = (memory_needed(queue_size, tables) + PAGE - 1) // PAGE * PAGE
-            self._add_memory(memory, regions, (queues + 1) * ring)
-            for index in range(queues + 1):
+            count = self.first_request + queues
+            self._add_memory(memory, regions, count * ring)
+            for index in range(count):
                 address = GUEST_BASE + index * ring
                 self.queues.append(Queue(index, queue_size, address, self.memory, self.event_idx, tables))
-            if window is not None:
-                self._open_window(window)
+            if window is not None or versions:
+                self._open_window(window, versions)
             self._start()
             self._watch.register(self.fileno(), select.POLLRDHUP)
         except BaseException:
@@ -223,6 +239,8 @@ class Device:
         timeout: float = 10.0,
         fewer: bool = False,
         window: WindowOptions | None = None,
+        versions: bool = False,
+        notifications: bool = False,
     ) -> Device:
         """Connect to the device that listens at `path` and start `queues` request queues of `queue_size`
         entries.
@@ -231,18 +249,33 @@ class Device:
         `indirect`: use these ring features if the device has them.  `timeout`: seconds a reply may take.
         `fewer`: start fewer queues if the device has fewer.
         `window`: map files in a DAX window, if the device has one; then `window` is not None afterwards.
+        `versions`: take the device's versions, if it has any; `shows_versions` says so afterwards.
+        `notifications`: take its notification queue, if it has one; `notify_size` is not 0 afterwards.
         Raises `TransportError` when nobody listens there, `FrontEndError` when the peer is no vhost-user
         device, and `ValueError` for memory that is too small for the queues.
         """
         return cls(
-            connect(path), queues, queue_size, memory, regions, event_idx, indirect, timeout, fewer, window
+            connect(path),
+            queues,
+            queue_size,
+            memory,
+            regions,
+            event_idx,
+            indirect,
+            timeout,
+            fewer,
+            window,
+            versions,
+            notifications,
         )
 
     def _read_config(self) -> None:
         if self.front_end.protocol_features & messages.PROTOCOL_F_CONFIG:
-            self.config = self.front_end.get_config(0, CONFIG_SIZE)
+            more = 4 if self.first_request > 1 else 0
+            self.config = self.front_end.get_config(0, CONFIG_SIZE + more)
             self.tag = self.config[:TAG_SIZE].rstrip(b"\0").decode(errors="replace")
             self.queue_count = int.from_bytes(self.config[TAG_SIZE:CONFIG_SIZE], "little")
+            self.notify_size = min(int.from_bytes(self.config[CONFIG_SIZE:], "little"), MOST_NOTIFY_SIZE)
 
     @property
     def offered_queues(self) -> int:
@@ -251,8 +284,8 @@ class Device:
 
     @property
     def request_queues(self) -> list[Queue]:
-        """All queues but hiprio."""
-        return self.queues[1:]
+        """All queues but hiprio, and the one for notifications."""
+        return self.queues[self.first_request :]
 
     def _add_memory(self, size: int, regions: int, reserved: int) -> None:
         """Map the memory on both ends; the first `reserved` bytes of it are for the rings."""
@@ -282,18 +315,28 @@ class Device:
         ranges[0] = (ranges[0][0] + reserved, ranges[0][1] - reserved)
         self.arena = Arena(ranges)
 
-    def _open_window(self, options: WindowOptions) -> None:
+    def _open_window(self, options: WindowOptions | None, versions: bool) -> None:
         """Give the device a back-end channel, and serve it, in the order QEMU does."""
-        negotiated = self.front_end.protocol_features
-        if options.features & ~negotiated:
+        wanted = options or WindowOptions()
+        if wanted.features & ~self.front_end.protocol_features:
             return
-        size = options.older_size or next(iter(self.front_end.shmem_sizes()), 0)
-        if not size:
+        sizes = () if wanted.older_size else self.front_end.shmem_sizes()
+        size = (wanted.older_size or next(iter(sizes), 0)) if options else 0
+        versions_size = sizes[region.REGION] if versions and len(sizes) > region.REGION else 0
+        if not size and not versions_size:
             return
         others = list(zip(self.regions, self._memory_fds, strict=True))
-        self.window = FrontWindow(size, self.front_end, self.memory, options.announce, others)
-        self.front_end.set_backend_channel(self.window.channel.fileno())
-        self.window.channel.close()
+        self._shared = FrontWindow(
+            size, self.front_end, self.memory, wanted.announce, others, versions_size=versions_size
+        )
+        self.window = self._shared if size else None
+        self.shows_versions = versions_size > 0
+        self.front_end.set_backend_channel(self._shared.channel.fileno())
+        self._shared.channel.close()
+
+    def wait_for_versions(self) -> Versions | None:
+        """The device's versions, once it has shown them; None if it does not within `timeout` seconds."""
+        return self._shared.wait_for_versions(self.timeout) if self._shared is not None else None
 
     def fileno(self) -> int:
         """The connection's descriptor: readable at its end when the device closed it."""
@@ -332,7 +375,7 @@ class Device:
         queue = self.queues[index]
         base = self.front_end.stop_vring(index)
         queue.running = False
-        self._drain(queue)
+        self.drain(queue)
         return base
 
     def reset(self) -> None:
@@ -342,8 +385,8 @@ class Device:
             if queue.running:
                 self.front_end.stop_vring(queue.index)
                 queue.running = False
-        if self.window is not None:
-            self.window.drop()
+        if self._shared is not None:
+            self._shared.drop()
         if self.front_end.protocol_features & messages.PROTOCOL_F_RESET_DEVICE:
             self.front_end.reset_device()
         for queue in self.queues:
@@ -366,8 +409,8 @@ class Device:
     def disconnect(self) -> None:
         """Close the connection without a word, as a VMM that dies."""
         self.front_end.close()
-        if self.window is not None:
-            self.window.close()
+        if self._shared is not None:
+            self._shared.close()
         for queue in self.queues:
             queue.close()
         for fd in self._memory_fds:
@@ -519,8 +562,8 @@ class Device:
                 )
             found = queue.ring.wait(min(left, WAKE_UP))
             if found is not None:
-                self._complete(queue, *found)
-            elif self._watch.poll(0):
+                self.complete(queue, *found)
+            elif self.is_gone():
                 raise DeviceGone(
                     errno.ECONNRESET, f"the device closed the connection before it answered {pending.what}"
                 )
@@ -530,11 +573,17 @@ class Device:
         """Take `nlookup` lookups of a node back, on the hiprio queue, as Linux does."""
         self.request("forget", nodeid, nlookup.to_bytes(8, "little"), queue=HIPRIO)
 
-    def _drain(self, queue: Queue) -> None:
-        while (found := queue.ring.poll()) is not None:
-            self._complete(queue, *found)
+    def is_gone(self) -> bool:
+        """Whether the device closed the connection."""
+        return bool(self._watch.poll(0))
 
-    def _complete(self, queue: Queue, head: int, used_length: int) -> None:
+    def drain(self, queue: Queue) -> None:
+        """Note all that came back on a queue."""
+        while (found := queue.ring.poll()) is not None:
+            self.complete(queue, *found)
+
+    def complete(self, queue: Queue, head: int, used_length: int) -> None:
+        """Note that the chain `head` came back."""
         pending = queue.pending.pop(head)
         pending.used_length = used_length
         if pending._reply_at:

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from virtiofs.client.device import HIPRIO, Caller, Device, Layout, Pending, Reply
+from virtiofs.client.versions import Versions
 from virtiofs.fuse.abi import (
     BY_NAME,
     CONSTANTS,
@@ -34,8 +35,12 @@ from virtiofs.fuse.abi import (
     FUSE_SETXATTR_IN,
     NO_REPLY,
     REPLY_DATA,
+    VERSIONS_OUT,
     Operation,
 )
+
+VERSIONS_MAGIC = CONSTANTS["VERSIONS_MAGIC"]
+CARRY_VERSIONS = ("lookup", "getattr")  # the operations whose replies say what they rest on
 
 Name = str | bytes
 Record = SimpleNamespace
@@ -118,26 +123,30 @@ def verify(reply: Reply, unique: int, operation: Operation, room: int) -> None:
 
 
 class Session:
-    """A FUSE session over one queue of a device; INIT is done when the constructor returns.
+    """A FUSE session over one queue of a device (None: the first); INIT is done when the constructor returns.
 
     `flags`: INIT flags to offer.  `caller`: in whose name requests are made; change it at any time. `init`
     holds the device's INIT reply, `flags` what both sides agreed on, `max_data` and `max_write` the most
     bytes of data that one request may carry to the client and to the device.
+    Where the device shows versions (see `Device.connect`), they are in `versions`, and each reply to LOOKUP and
+    GETATTR says in its own `versions` (versions_out) what it rests on.
     Raises `OSError` and `ReplyError`.  For one thread at a time, as its queue.
     """
 
     def __init__(
         self,
         device: Device,
-        queue: int = 1,
+        queue: int | None = None,
         flags: int = OFFER,
         minor: int = FUSE_KERNEL_MINOR_VERSION,
         max_readahead: int = 128 << 10,
     ):
         self.device = device
-        self.queue = queue
+        self.queue = device.first_request if queue is None else queue
         self.caller = Caller()
         self.layout: Layout | None = None
+        self.versions: Versions | None = None
+        wish: dict[str, Any] = {"unused": [VERSIONS_MAGIC, *(0,) * 10]} if device.shows_versions else {}
         self.init: Record = self.call(
             "init",
             major=FUSE_KERNEL_VERSION,
@@ -145,6 +154,7 @@ class Session:
             max_readahead=max_readahead,
             flags=flags & 0xFFFFFFFF,
             flags2=flags >> 32,
+            **wish,
         )
         if self.init.major != FUSE_KERNEL_VERSION:
             raise ReplyError(f"the device speaks FUSE {self.init.major}.{self.init.minor}")
@@ -152,13 +162,29 @@ class Session:
         self.flags: int = flags & (self.init.flags | (self.init.flags2 << 32 if extended else 0))
         pages = self.init.max_pages if self.has("MAX_PAGES") else DEFAULT_PAGES
         # As Linux: the chain of a request fits the ring even without an indirect table.
-        pages = min(pages, device.queues[queue].size - HEADER_PIECES)
+        pages = min(pages, device.queues[self.queue].size - HEADER_PIECES)
         self.max_data: int = pages * PAGE
         self.max_write: int = min(max(self.init.max_write, PAGE), self.max_data)
+        if device.shows_versions:
+            self.versions = self._agreed_versions(self.init.unused)
 
     def has(self, flag: str) -> bool:
         """Whether both sides agreed on an INIT flag, named as in the header without `FUSE_`."""
         return bool(self.flags & CONSTANTS["FUSE_" + flag])
+
+    def _agreed_versions(self, words: list[int]) -> Versions | None:
+        """The versions that the device's INIT reply speaks of.  Raises `ReplyError` for others than it shows."""
+        if words[0] | words[1] << 16 != VERSIONS_MAGIC:
+            return None
+        versions = self.device.wait_for_versions()
+        if versions is None or versions.slots != 1 << words[3]:
+            raise ReplyError(f"the device speaks of 2**{words[3]} versions, and shows others, or none")
+        return versions
+
+    def _room(self, operation: Operation) -> int:
+        """Bytes of the reply's payload as the table has it."""
+        room = operation.reply.size if operation.reply else 0
+        return room + VERSIONS_OUT.size if self.versions and operation.name in CARRY_VERSIONS else room
 
     # --- any operation ---
 
@@ -184,7 +210,7 @@ class Session:
             arguments = operation.args.pack(**fields) if operation.args else b""
         body = arguments + b"".join(os.fsencode(n) + b"\0" for n in names) + tail
         if room is None:
-            room = operation.reply.size if operation.reply else 0
+            room = self._room(operation)
         queue = HIPRIO if operation.flags & NO_REPLY else self.queue
         return self.device.begin(name, nodeid, body, room, queue, self.caller, self.layout, extensions)
 
@@ -197,13 +223,18 @@ class Session:
                 raise ReplyError(f"{name}: the device says it wrote {pending.used_length} bytes into nothing")
             return None
         if room is None:
-            room = operation.reply.size if operation.reply else 0
+            room = self._room(operation)
         verify(reply, pending.unique, operation, room)
         if reply.error:
             raise OSError(-reply.error, f"{os.strerror(-reply.error)}: {pending.what}")
         if operation.flags & REPLY_DATA:
             return reply.payload
-        return operation.reply.unpack(reply.payload) if operation.reply else None
+        if operation.reply is None:
+            return None
+        record = operation.reply.unpack(reply.payload)
+        if self.versions and operation.name in CARRY_VERSIONS:
+            record.versions = VERSIONS_OUT.unpack(reply.payload, operation.reply.size)
+        return record
 
     def call(
         self,

@@ -5,7 +5,9 @@ The methods have the names, arguments and errors of `os` (a share on a mount poi
 same code).  Paths are relative to the tree's root whether they start with "/" or not; ".." at the root stays
 there, and an absolute symbolic link starts there again, as after chroot(2).
 
-Every path is walked afresh and its nodes are given back at the end: nothing is cached.
+Every path is walked afresh and its nodes are given back at the end.  Where the device shows versions, the answers of
+`stat`, `exists`, `listdir` and `readlink` are kept with what they rest on, and given again without a request for as
+long as that is the same (versions.py); otherwise nothing is cached.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from types import SimpleNamespace, TracebackType
+from typing import Any
 
 from virtiofs.client.session import NS, DirectoryEntry, Session
+from virtiofs.client.versions import Known
 from virtiofs.fuse.abi import FUSE_ROOT_ID
 
 MAX_LINKS = 40  # as Linux: symbolic links followed in one walk
 CHUNK = 1 << 20
 DIRECTORY_CHUNK = 64 << 10
+MOST_KNOWN = 1 << 18  # answers that are kept
+
+Proofs = list[tuple[int, int]]  # slots, and the words that an answer rests on
 
 
 def result(attr: SimpleNamespace) -> os.stat_result:
@@ -193,11 +200,20 @@ def _components(path: str) -> list[str]:
 
 
 class Tree:
-    """The tree under node `root` of a session.  Raises `OSError` as `os` does, with the path."""
+    """The tree under node `root` of a session.  Raises `OSError` as `os` does, with the path.
 
-    def __init__(self, session: Session, root: int = FUSE_ROOT_ID):
+    `table`: keep answers for as long as the device's versions say that they hold; None: if it shows any.  Raises
+    `ValueError` if that is wanted and it shows none.
+    """
+
+    def __init__(self, session: Session, root: int = FUSE_ROOT_ID, table: bool | None = None):
         self.session = session
         self.root = root
+        self._known: Known | None = None
+        if session.versions is not None and table is not False:
+            self._known = Known(session.versions, MOST_KNOWN)
+        elif table:
+            raise ValueError("the device shows no versions; start it with --metadata-table")
 
     # --- walking ---
 
@@ -224,7 +240,7 @@ class Tree:
         """The node id at `path`, with one lookup that `_give` returns."""
         visited: list[int] = []
         try:
-            nodeid = self._walk(path, follow, visited)
+            nodeid, _ = self._walk(path, follow, visited)
             if nodeid in visited:
                 visited.remove(nodeid)
             return nodeid
@@ -238,7 +254,11 @@ class Tree:
         elif nodes:
             self.session.batch_forget((nodeid, 1) for nodeid in nodes)
 
-    def _walk(self, path: str, follow: bool, visited: list[int]) -> int:
+    def _walk(
+        self, path: str, follow: bool, visited: list[int], proofs: Proofs | None = None
+    ) -> tuple[int, SimpleNamespace | None]:
+        """The node id at `path`, and its entry if it was just looked up; `proofs` gets what the way there rests on."""
+        entry: SimpleNamespace | None = None
         rest = _components(path)
         trail = [self.root]  # the directories from the root to where we are
         links = 0
@@ -247,7 +267,14 @@ class Tree:
             if name == "..":
                 trail = trail[:-1] or [self.root]
                 continue
-            entry = self.session.lookup(trail[-1], name)
+            try:
+                entry = self.session.lookup(trail[-1], name)
+            except OSError:
+                if proofs is not None:
+                    proofs.append((0, 0))  # nobody says what this rests on
+                raise
+            if proofs is not None:
+                proofs.append((entry.versions.parent_slot, entry.versions.parent_word))
             if not entry.nodeid:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             visited.append(entry.nodeid)
@@ -263,7 +290,19 @@ class Tree:
             if rest and not stat.S_ISDIR(entry.attr.mode):
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             trail.append(entry.nodeid)
-        return trail[-1]
+        return trail[-1], entry if entry is not None and entry.nodeid == trail[-1] else None
+
+    def _look(self, path: str, follow: bool, proofs: Proofs) -> SimpleNamespace:
+        """The attributes of what is at `path`; `proofs` gets all that this rests on."""
+        visited: list[int] = []
+        try:
+            nodeid, found = self._walk(path, follow, visited, proofs)
+            record = found or self.session.attributes(nodeid)
+        finally:
+            self._give(*visited)
+        proofs.append((record.versions.slot, record.versions.word))
+        attr: SimpleNamespace = record.attr
+        return attr
 
     # --- files ---
 
@@ -337,6 +376,10 @@ class Tree:
             self._give(self.session.link(file.nodeid, directory, name).nodeid)
 
     def readlink(self, path: str) -> str:
+        target: str = self._answer(("link", path), path, False, lambda _: self._target(path))
+        return target
+
+    def _target(self, path: str) -> str:
         with self.node(path, follow=False) as nodeid:
             return os.fsdecode(self.session.readlink(nodeid))
 
@@ -381,7 +424,10 @@ class Tree:
 
     def listdir(self, path: str = "/") -> list[str]:
         """The names in a directory, in its order."""
-        return [os.fsdecode(entry.name) for entry in self.scan(path)]
+        return list(self._answer(("names", path), path, True, lambda _: self._names(path)))
+
+    def _names(self, path: str) -> tuple[str, ...]:
+        return tuple(os.fsdecode(entry.name) for entry in self.scan(path))
 
     def walk(self, path: str = "/") -> Iterator[tuple[str, list[str], list[str]]]:
         """As `os.walk`, top down, links not followed: path, directories, other names."""
@@ -394,8 +440,37 @@ class Tree:
     # --- attributes ---
 
     def stat(self, path: str, follow_symlinks: bool = True) -> os.stat_result:
-        with self.node(path, follow_symlinks) as nodeid:
-            return result(self.session.getattr(nodeid))
+        known = self._known
+        if known is None:
+            with self.node(path, follow_symlinks) as nodeid:
+                return result(self.session.getattr(nodeid))
+        key = path if follow_symlinks else ("itself", path)
+        found = known.get(key)
+        if found.__class__ is os.stat_result:
+            return found
+        status: os.stat_result = self._answer(key, path, follow_symlinks, result)
+        return status
+
+    def _answer(self, key: Hashable, path: str, follow: bool, make: Callable[[SimpleNamespace], Any]) -> Any:
+        """What is known under `key`, or what `make` makes of the attributes of what is at `path`."""
+        known = self._known
+        if known is None:
+            return make(SimpleNamespace())
+        found = known.get(key)
+        if found is None:
+            everything = known.versions.everything
+            proofs: Proofs = []
+            try:
+                with _naming(path):
+                    attr = self._look(path, follow, proofs)
+            except FileNotFoundError:
+                found = errno.ENOENT
+            else:
+                found = make(attr)
+            known.put(key, found, everything, proofs)
+        if found == errno.ENOENT:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return found
 
     def exists(self, path: str) -> bool:
         """Whether there is something at `path`, be it a dangling link."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A front end's DAX window: maps what the device asks for over its back-end channel, by the rules of QEMU 11.1 (seen).
+"""A front end's shared memory regions: its DAX window, and a device's versions (docs/metadata-region.md).
 
-Those are harsh, so that a device which obeys them runs anywhere: every descriptor is writable; nothing is mapped past
-the end of its file, over another mapping, or where it lacks whole pages; an unmapping names exactly what was mapped.
-What breaks a rule is refused and noted in `troubles`.  The answer is sent first; then the piece is announced like
-memory.
+It maps what the device asks for over its back-end channel, by the rules of QEMU 11.1 (seen).  Those are harsh, so
+that a device which obeys them runs anywhere: every descriptor is writable; nothing is mapped past the end of its file,
+over another mapping, or where it lacks whole pages; an unmapping names exactly what was mapped.  What breaks a rule is
+refused and noted in `troubles`.  The answer is sent first; then the piece is announced like memory.
 
 A thread of its own serves the channel, in turns with the exchanges of the front end (`FrontEnd.busy`), as a VMM does
 that has one main loop.
@@ -19,6 +19,8 @@ import struct
 import threading
 from typing import NamedTuple
 
+from virtiofs.client.versions import Versions
+from virtiofs.metadata import region
 from virtiofs.vhostuser import messages as m
 from virtiofs.vhostuser.frontend import FrontEnd
 from virtiofs.vhostuser.payloads import SHMEM_F_RW, MemoryRegion, ProtocolError
@@ -43,10 +45,10 @@ class Piece(NamedTuple):
 
 
 class FrontWindow:
-    """A window of `size` bytes.  `memory`, the driver's own, gets the mappings; `channel` is the device's end.
+    """A window of `size` bytes (0: none).  `memory`, the driver's own, gets the mappings; `channel` is the device's.
 
     `announce`: show pieces as memory regions.  `others`: the regions that are memory, with their descriptors, for
-    front ends that send whole tables.
+    front ends that send whole tables.  `versions_size`: bytes of the region of versions, 0 for none.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FrontWindow:
         memory: GuestMemory,
         announce: bool,
         others: list[tuple[MemoryRegion, int]],
+        versions_size: int = 0,
     ):
         self.size = size
         self.pieces: dict[int, Piece] = {}
@@ -66,7 +69,11 @@ class FrontWindow:
         self._memory = memory
         self._announce = announce
         self._others = others
-        memory.reserve_window(size, zeros=True)
+        self._versions_size = versions_size
+        self._versions: Versions | None = None
+        self._shown = threading.Event()  # the versions are there, or will never be
+        if size:
+            memory.reserve_window(size, zeros=True)
         ours, self.channel = socket.socketpair()
         self._connection = Connection(ours)
         self._thread = threading.Thread(target=self._serve, name="window", daemon=True)
@@ -80,9 +87,16 @@ class FrontWindow:
         """What a guest's program stores there."""
         self._memory.write_window(offset, data)
 
+    def wait_for_versions(self, seconds: float) -> Versions | None:
+        """What the device showed as its versions, within so many seconds, or None."""
+        self._shown.wait(seconds)
+        return self._versions
+
     def drop(self) -> None:
         """Forget all mappings without a word, as QEMU does when the device is reset."""
         with self._front_end.busy:
+            self._versions = None
+            self._shown.clear()
             for offset, piece in list(self.pieces.items()):
                 self._unmap(offset)
                 if self._announce:
@@ -102,6 +116,12 @@ class FrontWindow:
         self.pieces.clear()
 
     def _serve(self) -> None:
+        try:
+            self._serve_requests()
+        finally:
+            self._shown.set()
+
+    def _serve_requests(self) -> None:
         while True:
             try:
                 received = self._connection.receive()
@@ -142,15 +162,19 @@ class FrontWindow:
             value = m.decode_payload(request, payload, from_front_end=False)
             fd_offset, offset, length = value.fd_offset, value.shm_offset, value.length
             writable = bool(value.flags & SHMEM_F_RW)
+            if value.shmid == region.REGION and request == m.BACKEND_SHMEM_MAP:
+                return self._map_versions(offset or fd_offset, length, fds), None
+            if value.shmid:
+                return f"there is nothing to map or unmap in region {value.shmid}", None
         if request in (m.BACKEND_SHMEM_MAP, FS_MAP):
             trouble = self._check(request == FS_MAP, writable, fd_offset, offset, length, fds)
             if trouble:
                 return trouble, None
             fd = os.dup(fds[0])
             self._memory.map_window(offset, fd, fd_offset, length)
-            region = MemoryRegion(WINDOW_BASE + offset, length, WINDOW_USER + offset, fd_offset)
-            self.pieces[offset] = Piece(length, region, fd)
-            return "", (region, fd)
+            shown = MemoryRegion(WINDOW_BASE + offset, length, WINDOW_USER + offset, fd_offset)
+            self.pieces[offset] = Piece(length, shown, fd)
+            return "", (shown, fd)
         piece = self.pieces.get(offset)
         if piece is None or piece.length != length:
             return f"nothing to unmap at {offset:#x}+{length:#x}", None
@@ -178,23 +202,34 @@ class FrontWindow:
             return "QEMU would die of so many"
         return ""
 
+    def _map_versions(self, offset: int, length: int, fds: list[int]) -> str:
+        """What is wrong with how the device shows its versions: once, all of them, in one file."""
+        if offset or length != self._versions_size or not length or len(fds) != 1 or self._versions:
+            return f"{length} bytes of versions, where {self._versions_size} are due"
+        try:
+            self._versions = Versions(fds[0], length)
+        except (ValueError, OSError) as error:
+            return str(error)
+        self._shown.set()
+        return ""
+
     def _unmap(self, offset: int) -> None:
         piece = self.pieces.pop(offset)
         self._memory.unmap_window(offset, piece.length)
         os.close(piece.fd)
 
-    def _show(self, region: MemoryRegion, fd: int) -> None:
+    def _show(self, piece: MemoryRegion, fd: int) -> None:
         """Tell the device what became of its memory, as QEMU does for all that is mapped for the guest."""
         front_end = self._front_end
         try:
             if front_end.protocol_features & m.PROTOCOL_F_CONFIGURE_MEM_SLOTS:
                 if fd >= 0:
-                    front_end.add_memory(region, fd)
+                    front_end.add_memory(piece, fd)
                 else:
-                    front_end.remove_memory(region)
+                    front_end.remove_memory(piece)
                 return
-            table = self._others + [(piece.region, piece.fd) for piece in self.pieces.values()]
+            table = self._others + [(one.region, one.fd) for one in self.pieces.values()]
             if len(table) <= MOST_TABLE_REGIONS:  # QEMU complains of more, and sends nothing
-                front_end.set_memory([region for region, _ in table], [fd for _, fd in table])
+                front_end.set_memory([one for one, _ in table], [fd for _, fd in table])
         except Exception as error:
             self.troubles.append(f"while telling of memory: {error}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from virtiofs.daemon import channel
 from virtiofs.daemon.log import Log
+from virtiofs.fuse.notification import MOST_BYTES
 from virtiofs.vhostuser import messages as m
 from virtiofs.vhostuser.device import Device, VringState
 from virtiofs.vhostuser.payloads import MemoryRegion
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from virtiofs.vhostuser.backend import BackEnd
 
 MAX_TAG = 36
+VIRTIO_FS_F_NOTIFICATION = 1 << 0
+NOTIFICATION_QUEUE = 1  # where that was taken
 WINDOW_FEATURES = m.PROTOCOL_F_BACKEND_REQ | m.PROTOCOL_F_BACKEND_SEND_FD | m.PROTOCOL_F_SHMEM_MAP
 
 
@@ -40,7 +43,7 @@ class ShareDevice(Device):
     `worker` is the supervisor's end of a worker's channel, `front_end` the process id of the VMM (0:
     unknown).  `window_size`: bytes of the DAX window, 0 for none.  `back_end` is what drives this device, once
     there is one.  `patience`: seconds for an answer of the worker, which waits for what a queue has begun (None: for
-    ever).
+    ever).  `table`: the share's changes enter a metadata table; such a device has versions and a notification queue.
     """
 
     features = m.VIRTIO_F_VERSION_1 | m.VIRTIO_RING_F_EVENT_IDX | m.VIRTIO_RING_F_INDIRECT_DESC
@@ -53,19 +56,25 @@ class ShareDevice(Device):
         log: Log,
         window_size: int = 0,
         patience: float | None = None,
+        table: bool = False,
     ):
         self._patience = patience
         self.queue_count = 1 + queues
         self.back_end: BackEnd | None = None
         self._window_size = window_size
-        if window_size:
-            self.protocol_features |= WINDOW_FEATURES
-            # With it QEMU 11.1 dies (SIGSEGV) when a guest is reset while files are mapped (seen).
-            self.protocol_features &= ~m.PROTOCOL_F_CONFIGURE_MEM_SLOTS
         self._tag = tag
         self._worker = worker
         self._log = log
         self._abandoned = False
+        self._versions_size = self._ask("versions_size") if table else 0
+        if table:
+            # The driver says which of them is the notification queue, by taking the feature or not.
+            self.queue_count += 1
+            self.features |= VIRTIO_FS_F_NOTIFICATION
+        if window_size or table:
+            self.protocol_features |= WINDOW_FEATURES
+            # With it QEMU 11.1 dies (SIGSEGV) when a guest is reset while files are mapped (seen).
+            self.protocol_features &= ~m.PROTOCOL_F_CONFIGURE_MEM_SLOTS
 
     def _ask(self, do: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
         self._log.debug(f"worker: {do} {arguments}")
@@ -76,7 +85,9 @@ class ShareDevice(Device):
         self._abandoned = True
 
     def config(self) -> bytes:
-        return struct.pack("<36sI", self._tag, self.queue_count - 1)
+        if not self._versions_size:
+            return struct.pack("<36sI", self._tag, self.queue_count - 1)
+        return struct.pack("<36sII", self._tag, self.queue_count - 2, MOST_BYTES)
 
     def map_memory(self, regions: list[MemoryRegion], fds: list[int]) -> None:
         try:
@@ -113,6 +124,7 @@ class ShareDevice(Device):
             event_idx=bool(vring.features & m.VIRTIO_RING_F_EVENT_IDX),
             indirect=bool(vring.features & m.VIRTIO_RING_F_INDIRECT_DESC),
             enabled=vring.enabled,
+            notifications=index == NOTIFICATION_QUEUE and bool(vring.features & VIRTIO_FS_F_NOTIFICATION),
             call=vring.call >= 0,
             err=vring.err >= 0,
         )
@@ -138,7 +150,9 @@ class ShareDevice(Device):
         self._ask("reset")
 
     def shmem_sizes(self) -> Sequence[int]:
-        """Region 0 is the window (virtio 1.3, section 5.11.6.2)."""
+        """Region 0 is the window (virtio 1.3, section 5.11.6.2), region 1 the guest's versions."""
+        if self._versions_size:
+            return self._window_size, self._versions_size
         return (self._window_size,) if self._window_size else ()
 
     def set_backend_channel(self, fd: int) -> None:
@@ -149,7 +163,7 @@ class ShareDevice(Device):
         # QEMU takes this feature, crosvm does not.
         barriers = bool(taken & m.PROTOCOL_F_BACKEND_SEND_FD)
         try:
-            self._ask("connect_window", [fd], older=older, barriers=barriers)
+            self._ask("connect_back", [fd], older=older, barriers=barriers)
         finally:
             os.close(fd)
 

@@ -8,7 +8,9 @@ own death ends the worker, and the guardian of the mount point unmounts (fuse/mo
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -28,11 +30,16 @@ from virtiofs.sandbox.walls import Place, Walls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.invalidation import Invalidator
     from virtiofs.daemon.seats import Seats
     from virtiofs.daemon.watcher import WatcherProcess
 
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
+# Whether this kernel can be told to look at all names anew (FUSE_NOTIFY_INC_EPOCH, Linux 6.16); behind the walls it
+# could not be asked.  One that can not trusts names only so long.
+EPOCHS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 16)
+NAMES_SECONDS = 1.0
 
 
 class Observing:
@@ -85,6 +92,18 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         session = Session(filesystem)
         ended = os.eventfd(0)
+        invalidator: Invalidator | None = None
+        if filesystem.metadata is not None:
+            from virtiofs.daemon.invalidation import Invalidator
+
+            filesystem.trust_metadata(None if EPOCHS else NAMES_SECONDS)
+            # A descriptor of its own, as the loops close theirs.
+            to_kernel = os.dup(fds[0])
+            invalidator = Invalidator(
+                filesystem.metadata, filesystem, session, lambda message: tell(to_kernel, message), log
+            )
+            telling = threading.Thread(target=invalidator.run, name="invalidation", daemon=True)
+            telling.start()
         failures: list[OSError] = []
 
         def run(loop: DevFuseLoop) -> None:
@@ -104,6 +123,10 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
         watched = [sock.fileno(), ended]
         while ended not in select.select(watched, [], [])[0] and worker.obey(sock, observing, COMMANDS):
             pass
+        if invalidator is not None:
+            # A message may be waiting for a reply of the loops'.
+            invalidator.stop()
+            telling.join(GRACE_SECONDS / 2)
         for loop in loops:
             loop.stop()
         for thread in threads:
@@ -114,6 +137,15 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
             raise failures[0]
 
     return serve
+
+
+def tell(fd: int, message: bytes) -> int:
+    """Write a notification to /dev/fuse: 0, or why the kernel does not take it."""
+    try:
+        os.write(fd, message)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int]:
@@ -262,11 +294,19 @@ class HostMount(Shares):
 
     def _start(self) -> tuple[int, socket.socket]:
         """Fork the worker: its process id and our end of its channel."""
+        if self._seats is not None:
+            import virtiofs.daemon.invalidation  # noqa: F401  (behind the walls nothing can be imported)
+
         self._walls.leave()
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
         try:
             return worker.start(
-                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep], self._seats
+                self._make,
+                self._log,
+                self._walls,
+                serve_descriptors(fds),
+                [*fds, *self._keep],
+                self._seats,
             )
         finally:
             for fd in fds[1:]:

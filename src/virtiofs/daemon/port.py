@@ -265,6 +265,7 @@ class Port(Observed):
             self._log,
             self.share.window_size,
             self.share.patience,
+            self.share.seats is not None,
         )
         self._back_end = BackEnd(self._device, self._log.warning)
         self._device.back_end = self._back_end
@@ -310,7 +311,7 @@ class Port(Observed):
                 self.share.make,
                 self._log,
                 self.share.walls,
-                worker.serve_queues(self.share.window_size),
+                worker.serve_queues(self.share.window_size, self.share.seats is not None),
                 keep=self.share.keep,
                 seats=self.share.seats,
             )

@@ -32,14 +32,16 @@ POOL_NICENESS = 5  # of a pool's threads that yield: a third of a queue's weight
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from virtiofs.daemon.notifications import Notifications
     from virtiofs.daemon.seats import Seats
+    from virtiofs.daemon.versions import Versions
     from virtiofs.dax.window import Window
 
 
 class Queue:
     """A queue that runs: its loop, the thread in it, and the descriptor to signal when its ring is broken."""
 
-    def __init__(self, index: int, loop: QueueLoop, err: int):
+    def __init__(self, index: int, loop: QueueLoop | Notifications, err: int):
         self.index = index
         self.loop = loop
         self.err = err
@@ -66,6 +68,11 @@ class Worker:
         self._pool_threads: list[threading.Thread] = []
         self._ring: Ring | None = None
         self._tracing = False
+        self._versions: Versions | None = None
+        if filesystem.metadata is not None:
+            from virtiofs.daemon.versions import Versions
+
+            self._versions = Versions(filesystem.metadata, filesystem, log)
 
     def run(self) -> None:
         """Obey until the supervisor closes its end."""
@@ -73,6 +80,8 @@ class Worker:
             pass
         for index in list(self._queues):
             self.stop_queue([], index)
+        if self._versions is not None:
+            self._versions.stop()
         if self._pool is not None:
             self._pool.end()
         for thread in self._pool_threads:
@@ -80,12 +89,19 @@ class Worker:
         self.reset([])
         self._filesystem.close()
 
-    def connect_window(self, fds: list[int], older: bool, barriers: bool) -> None:
-        """Map files of the guest's through this back-end channel (`dax.window`)."""
-        if self._window is None:
-            raise ValueError("this device has no window")
-        self._window.connect(fds.pop(0), older, barriers)
-        self._filesystem.use_window(self._window, self._window.exact)
+    def connect_back(self, fds: list[int], older: bool, barriers: bool) -> None:
+        """Map files of the guest's (`dax.window`), and its versions, through this back-end channel."""
+        if self._window is None and self._versions is None:
+            raise ValueError("this device has nothing to map")
+        if self._window is not None:
+            self._window.connect(fds.pop(0), older, barriers)
+            self._filesystem.use_window(self._window, self._window.exact)
+        if self._versions is not None:
+            self._versions.connect(self._window, fds.pop(0) if fds else -1, barriers)
+
+    def versions_size(self, fds: list[int]) -> int:
+        """Bytes of the region of versions."""
+        return 0 if self._versions is None else self._versions.size
 
     def map_memory(self, fds: list[int], regions: list[list[int]]) -> None:
         """Replace all guest memory by `regions` ([guest address, size, offset in its file] each)."""
@@ -129,19 +145,29 @@ class Worker:
         enabled: bool,
         call: bool,
         err: bool,
+        notifications: bool = False,
     ) -> None:
         """Run a queue.  `fds`: kick, then call and err if they are there."""
         ring = SplitQueue(self._memory, size, desc, avail, used, base, event_idx, indirect)
         kick_fd = fds.pop(0)
         call_fd = fds.pop(0) if call else -1
-        if self._pool is not None and not self._pool_threads:
-            self._fill_pool(self._pool)
-        loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit, self._pool)
+        loop: QueueLoop | Notifications
+        if notifications:
+            loop = self._notifications(ring, kick_fd, call_fd)
+        else:
+            if self._pool is not None and not self._pool_threads:
+                self._fill_pool(self._pool)
+            loop = QueueLoop(self._session, ring, kick_fd, call_fd, self._filesystem.wait_limit, self._pool)
         loop.set_enabled(enabled)
         loop.trace_to(self._ring if self._tracing else None, index)
         queue = Queue(index, loop, fds.pop(0) if err else -1)
         self._queues[index] = queue
         self._resume(queue)
+
+    def _notifications(self, ring: SplitQueue, kick_fd: int, call_fd: int) -> Notifications:
+        from virtiofs.daemon.notifications import Notifications
+
+        return Notifications(ring, kick_fd, call_fd, self._filesystem, self._session, self._log)
 
     def stop_queue(self, fds: list[int], index: int) -> int:
         """Finish what is in flight and stop; returns the next available index."""
@@ -172,6 +198,8 @@ class Worker:
         """Forget the driver's session: inodes, handles, mappings."""
         with self._standing_still():
             self._session.end()
+        if self._versions is not None:
+            self._versions.show()  # front ends forget what was mapped
 
     def status(self, fds: list[int]) -> dict[str, Any]:
         """Counters of the share and of each running queue."""
@@ -284,7 +312,8 @@ class Worker:
 COMMANDS: dict[str, Callable[..., Any]] = {
     method.__name__: method
     for method in (
-        Worker.connect_window,
+        Worker.connect_back,
+        Worker.versions_size,
         Worker.map_memory,
         Worker.add_memory,
         Worker.remove_memory,
@@ -349,10 +378,16 @@ def make_window(size: int, memory: GuestMemory, log: Log) -> Window:
     return Window(size, memory, log.warning)
 
 
-def serve_queues(window_size: int) -> Callable[[socket.socket, Filesystem, Log], None]:
-    """What a worker does for a front end.  `window_size`: of the device's DAX window, 0 for none."""
+def serve_queues(window_size: int, table: bool = False) -> Callable[[socket.socket, Filesystem, Log], None]:
+    """What a worker does for a front end.  `window_size`: of the device's DAX window, 0 for none.  `table`: the share
+    has a metadata table.
+    """
+    # Behind the walls nothing can be imported.
     if window_size:
-        import virtiofs.dax.window  # noqa: F401  (behind the walls nothing can be imported)
+        import virtiofs.dax.window
+    if table:
+        import virtiofs.daemon.notifications
+        import virtiofs.daemon.versions  # noqa: F401
 
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         Worker(sock, filesystem, log, window_size).run()

@@ -65,9 +65,21 @@ class Channel:
     def close(self) -> None:
         self._socket.close()
 
-    def map(self, offset: int, fd: int, fd_offset: int, length: int, writable: bool, effect: Effect) -> None:
-        """Map `length` bytes at `fd_offset` of a file at `offset` of the window.  `fd` stays the caller's."""
-        value = ShmemMap(WINDOW_ID, fd_offset, offset, length, SHMEM_F_RW if writable else 0)
+    def map(
+        self,
+        offset: int,
+        fd: int,
+        fd_offset: int,
+        length: int,
+        writable: bool,
+        effect: Effect,
+        region: int = WINDOW_ID,
+    ) -> None:
+        """Map `length` bytes at `fd_offset` of a file at `offset` of the window, or of another shared memory region.
+
+        `fd` stays the caller's.
+        """
+        value = ShmemMap(region, fd_offset, offset, length, SHMEM_F_RW if writable else 0)
         self._ask(m.BACKEND_SHMEM_MAP, self._encode(m.BACKEND_SHMEM_MAP, value), [fd], effect)
 
     def unmap(self, offset: int, length: int, effect: Effect) -> None:
@@ -167,7 +179,19 @@ class OlderChannel(Channel):
     ENTRIES = 8
     _payload = struct.Struct("=32Q")  # fd_offset[8], c_offset[8], len[8], flags[8]
 
-    def map(self, offset: int, fd: int, fd_offset: int, length: int, writable: bool, effect: Effect) -> None:
+    def map(
+        self,
+        offset: int,
+        fd: int,
+        fd_offset: int,
+        length: int,
+        writable: bool,
+        effect: Effect,
+        region: int = WINDOW_ID,
+    ) -> None:
+        if region != WINDOW_ID:
+            effect(False)  # there is one
+            return
         flags = self.READ | (self.WRITE if writable else 0)
         self._ask(self.FS_MAP, self._message(self.FS_MAP, fd_offset, offset, length, flags), [fd], effect)
 

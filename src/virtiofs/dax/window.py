@@ -285,6 +285,17 @@ class Window:
         except OSError as error:
             self._log(f"a mapped file changed, and its mappings could not follow: {error.strerror or error}")
 
+    def show(self, region: int, fd: int, size: int) -> bool:
+        """Have the front end map a whole file as another shared memory region; whether it does.  Raises `OSError`."""
+        done: list[bool] = []
+        while not done:
+            with contextlib.suppress(Interrupted), self._asking():
+                if self._channel is None:
+                    return False
+                if not done:  # the answer may have come late
+                    self._channel.map(0, fd, 0, size, True, done.append, region)
+        return done[0]
+
     def catch_up(self) -> None:
         """The queues run again: do what had to wait for that."""
         for file in [file for file in self._files.values() if file.unsettled]:

@@ -5,3 +5,4 @@ cdef class Filesystem(Handlers):
     cdef public double wait_limit
     cdef public int pool_threads
     cdef public bint pool_yields
+    cdef public object metadata

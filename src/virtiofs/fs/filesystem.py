@@ -19,12 +19,14 @@ class Filesystem(Handlers):
     sessions, each ended by `reset`; `close`.  `wait_limit`: seconds a request may wait, for a lock,
     before it is refused.  `pool_threads`: how many threads, besides the queues', serve what would block (0: none,
     and no handler is asked with `no_wait`).  `pool_yields`: a processor that both want goes to a queue's thread first.
+    `metadata`: the metadata table that its changes are entered into (`metadata.table.Table`), or None.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.wait_limit = 600.0
         self.pool_threads = 0
         self.pool_yields = False
+        self.metadata = None
 
     def start_thread(self) -> None:
         """Prepare the calling thread to serve requests.  Called once on each, before its first request."""
@@ -38,6 +40,24 @@ class Filesystem(Handlers):
     def path_of(self, nodeid: int) -> str | None:
         """The path of a node from the root of the tree, "/" for that; None where nobody can tell."""
         return None
+
+    def trust_metadata(self, names: float | None) -> None:
+        """The guest is told of all that others enter into the table.  `names`: seconds that it may trust names."""
+
+    def use_versions(self, copy: object) -> None:
+        """Show a guest that asks for it `copy` (`metadata.copy.Copy`).  One that can not has nothing to do."""
+
+    def nodes_of(self, dev: int, ino: int) -> list[int]:
+        """The node ids that the guest holds of the host's file with this st_dev and st_ino."""
+        return []
+
+    def every_node(self) -> list[int]:
+        """All node ids that the guest holds."""
+        return []
+
+    def is_removed(self, nodeid: int) -> bool:
+        """Whether no name of the host's leads to a node that the guest holds any more."""
+        return False
 
     def statistics(self) -> dict[str, int]:
         """Counters by name, for people to read."""

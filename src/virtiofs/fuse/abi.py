@@ -182,6 +182,11 @@ FUSE_INIT_OUT = Struct(
 FUSE_SECCTX_HEADER = Struct("fuse_secctx_header", "u32 size, u32 nr_secctx")
 FUSE_SECCTX = Struct("fuse_secctx", "u32 size, u32 padding")
 FUSE_EXT_HEADER = Struct("fuse_ext_header", "u32 size, u32 type")
+FUSE_NOTIFY_INVAL_INODE_OUT = Struct("fuse_notify_inval_inode_out", "u64 ino, i64 off, i64 len")
+FUSE_NOTIFY_INVAL_ENTRY_OUT = Struct("fuse_notify_inval_entry_out", "u64 parent, u32 namelen, u32 flags")
+FUSE_NOTIFY_DELETE_OUT = Struct("fuse_notify_delete_out", "u64 parent, u64 child, u32 namelen, u32 padding")
+# Ours: what follows the reply to LOOKUP and GETATTR where that was agreed (docs/metadata-region.md).
+VERSIONS_OUT = Struct("versions_out", "u32 parent_slot, u32 slot, u64 parent_word, u64 word")
 
 # Constants, with the names of the header.
 CONSTANTS = {
@@ -249,6 +254,13 @@ CONSTANTS = {
     "FATTR_MTIME_NOW": 1 << 8,
     "FATTR_CTIME": 1 << 10,
     "FATTR_KILL_SUIDGID": 1 << 11,
+    # Ours: in `unused` of fuse_init_in, and in the first two of fuse_init_out, by who wants and has versions.
+    "VERSIONS_MAGIC": 0x76657231,
+    "FUSE_EXPIRE_ONLY": 1 << 0,
+    "FUSE_NOTIFY_INVAL_INODE": 2,
+    "FUSE_NOTIFY_INVAL_ENTRY": 3,
+    "FUSE_NOTIFY_DELETE": 6,
+    "FUSE_NOTIFY_INC_EPOCH": 8,
     "FUSE_MAX_NR_SECCTX": 31,
     "FUSE_EXT_GROUPS": 32,
 }

@@ -14,7 +14,14 @@ cdef enum:
     HEAD_PIECES = 16         # the reply's header has 16 bytes, each of which may lie in a piece of its own
     WAIT = 1                 # what a handler returns to be called again later, with the same arguments
     WOULD_BLOCK = 2          # and to be called again where it may block
+    VERSIONS_REGION = 1      # the shared memory region that holds versions
     AGAIN = 3                # what a handler returns that did nothing, as the queue is about to stop: the chain stays in the ring
+
+cdef extern from *:
+    """
+    #define VERSIONED (1ULL << 63)
+    """
+    const uint64_t VERSIONED # a flag of the session beside those of INIT: replies carry versions (versions_out)
 
 cdef enum NameKind:
     KIND_NONE
@@ -74,6 +81,7 @@ cdef class Handlers:
     cdef Interrupted interrupted
     cdef void* context
     cdef uint64_t init_flags
+    cdef uint32_t version_bits   # 2 to this power is how many versions region 1 holds; 0: there is none
     cdef public bint read_only
 
 cdef const Operation* operation_of(uint32_t opcode) noexcept nogil

@@ -20,13 +20,24 @@ from cython.cimports.virtiofs.fuse.layout import (
     FUSE_MAX_PAGES,
     FUSE_READ,
     FUSE_WRITE,
+    VERSIONS_MAGIC,
     fuse_in_header,
     fuse_init_in,
     fuse_init_out,
     fuse_interrupt_in,
     fuse_out_header,
 )
-from cython.cimports.virtiofs.fuse.request import AGAIN, WAIT, Handlers, gather, operation_of, parse, scatter
+from cython.cimports.virtiofs.fuse.request import (
+    AGAIN,
+    VERSIONED,
+    VERSIONS_REGION,
+    WAIT,
+    Handlers,
+    gather,
+    operation_of,
+    parse,
+    scatter,
+)
 from cython.cimports.virtiofs.virtqueue.atomics import fetch_add_u64, load_acquire_u64, store_release_u64
 from cython.cimports.virtiofs.virtqueue.split import ALL_PLAIN
 
@@ -255,6 +266,12 @@ class Session:
         answer.max_pages = MAX_WRITE // PAGE
         answer.time_gran = 1
         answer.map_alignment = PAGE_SHIFT if flags & FUSE_MAP_ALIGNMENT else 0
+        if self.handlers.version_bits and asked.unused[0] == VERSIONS_MAGIC:
+            flags |= VERSIONED
+            answer.unused[0] = VERSIONS_MAGIC & 0xFFFF
+            answer.unused[1] = VERSIONS_MAGIC >> 16
+            answer.unused[2] = VERSIONS_REGION
+            answer.unused[3] = self.handlers.version_bits
         memcpy(request.reply, cython.address(answer), cython.sizeof(fuse_init_out))
         self.minor = asked.minor if asked.minor < FUSE_KERNEL_MINOR_VERSION else FUSE_KERNEL_MINOR_VERSION
         self.flags = flags

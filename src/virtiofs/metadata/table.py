@@ -273,11 +273,15 @@ def bury(view: cython.pointer(View), dead: uint32_t) -> cython.int:
 @cython.nogil
 @cython.exceptval(check=False)
 def watch(view: cython.pointer(View), member: uint32_t, on: cython.bint) -> cython.void:
-    """Note that `member` enters the host's changes, or no longer does.  Who has the lock on that byte, or the door."""
+    """Note that `member` enters the host's changes, or no longer does.  Who has the lock on that byte, or the door.
+
+    What was believed on the strength of a watcher does not hold without one.
+    """
     if on:
         store_release_u32(cython.address(view.header.watcher), member + 1)
     elif load_u32(cython.address(view.header.watcher)) == member + 1:
         store_release_u32(cython.address(view.header.watcher), 0)
+        change_everything(view)
 
 
 def namespace() -> int:

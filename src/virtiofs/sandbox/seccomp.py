@@ -166,9 +166,10 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     # --- with privilege ---
     ("ids", "setresuid setresgid setgroups", "creating as the guest's user", (), ALLOW),
     ("handles", "open_by_handle_at", "coming back to a file by its handle", (), ALLOW),
-    # --- with a DAX window ---
+    # --- with a DAX window, or a metadata table ---
     ("dax", "getsockname", "the back-end channel becomes a socket of Python's", (), ALLOW),
-    ("dax", "memfd_create", "the last, partial page of a mapped file", (), ALLOW),
+    ("dax", "memfd_create", "the last, partial page of a mapped file; a guest's versions", (), ALLOW),
+    ("dax", "fcntl", "versions that can not shrink: F_ADD_SEALS", one_of(1, (1033,)), ALLOW),
 )
 # --seccomp: what happens to a call that is in no row.
 ACTIONS = ("kill", "log", "trap")

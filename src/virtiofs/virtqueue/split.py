@@ -43,6 +43,7 @@ REASONS = {
     9: "a descriptor points outside guest memory, or over the end of a region",
     10: "a chain holds 4 GiB or more",
     11: "a descriptor chain was offered again before it was given back",
+    12: "a buffer has no room for a notification",
 }
 INDEX_JUMP = cython.declare(cython.int, 1)
 BAD_INDEX = cython.declare(cython.int, 2)

@@ -12,9 +12,10 @@ from typing import Any
 
 from virtiofs.client.check.case import MUST, SAFE, SHOULD, Check, Failed, NotApplicable, checker, expect
 from virtiofs.client.check.subject import REPLY_SECONDS, Subject
-from virtiofs.client.device import GUEST_BASE, USER_OFFSET, Device
+from virtiofs.client.device import GUEST_BASE, NOTIFICATIONS, USER_OFFSET, Device
+from virtiofs.client.notifications import Notifications
 from virtiofs.client.session import Session
-from virtiofs.fuse.abi import FUSE_ROOT_ID
+from virtiofs.fuse.abi import FUSE_NOTIFY_INVAL_INODE_OUT, FUSE_OUT_HEADER, FUSE_ROOT_ID
 from virtiofs.vhostuser import messages as m
 from virtiofs.vhostuser.frontend import FrontEnd, FrontEndError
 from virtiofs.vhostuser.payloads import MemoryRegion, VringAddr, VringFd, VringParam
@@ -75,6 +76,37 @@ def _config(subject: Subject) -> None:
         raise NotApplicable("CONFIG is not offered: the front end brings the tag")
     expect(device.tag, "the tag is empty")
     expect(device.queue_count, "num_request_queues is 0")
+
+
+@check(
+    MUST,
+    "with a notification queue, says how large its buffers are and serves requests behind it",
+    "virtio 1.3, 5.11.2 to 5.11.4",
+)
+def _notification_queue(subject: Subject) -> None:
+    device = _with_notifications(subject)
+    least = FUSE_OUT_HEADER.size + FUSE_NOTIFY_INVAL_INODE_OUT.size
+    expect(device.notify_size >= least, f"notify_buf_size is {device.notify_size}, less than {least}")
+    notifications = Notifications(device)
+    Session(device).getattr(FUSE_ROOT_ID)
+    notifications.take()
+
+
+@check(SAFE, "survives notification buffers that are too small", "virtio 1.3, 5.11.6.1")
+def _small_notification_buffers(subject: Subject) -> None:
+    device = _with_notifications(subject)
+    session = Session(device)
+    for size in (1, 8, 16):
+        device.submit(b"", size, NOTIFICATIONS)
+    session.getattr(FUSE_ROOT_ID)
+    subject.must_live()
+
+
+def _with_notifications(subject: Subject) -> Device:
+    device = subject.fresh(notifications=True)
+    if device.first_request == 1:
+        raise NotApplicable("VIRTIO_FS_F_NOTIFICATION is not offered")
+    return device
 
 
 @check(SAFE, "answers for the configuration space what there is of it, and nothing beyond", "GET_CONFIG")

@@ -16,6 +16,7 @@ cdef extern from "<sys/sysmacros.h>" nogil:
     uint64_t makedev(unsigned int major, unsigned int minor)
 
 cdef struct Touched:
+    uint64_t slot
     int entry                # what `begin_` returned
     Change change
 

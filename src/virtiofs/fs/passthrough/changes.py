@@ -53,6 +53,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_write_in,
 )
 from cython.cimports.virtiofs.fuse.request import OPCODES, Handler, Request
+from cython.cimports.virtiofs.metadata.copy import renew_slot
 from cython.cimports.virtiofs.metadata.layout import ATTRIBUTES, DATA, ENTRY, GONE
 
 from virtiofs.fuse import abi
@@ -133,7 +134,10 @@ def touch(
     touched.change.kind = kind
     touched.change.dev = dev
     touched.change.ino = ino
-    touched.entry = begin_(share.metadata, slot_of(share.metadata, dev, ino))
+    touched.slot = slot_of(share.metadata, dev, ino)
+    touched.entry = begin_(share.metadata, touched.slot)
+    if share.shown != cython.NULL:
+        renew_slot(share.shown, touched.slot)
     return cython.address(touched.change)
 
 
@@ -277,6 +281,8 @@ def front(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
         note_made(share, cython.address(touches), request)
     for i in range(touches.count):
         end_(share.metadata, touches.of[i].entry, cython.address(touches.of[i].change))
+        if share.shown != cython.NULL:
+            renew_slot(share.shown, touches.of[i].slot)
     return error
 
 

@@ -8,6 +8,7 @@ from virtiofs.fs.passthrough.idmap cimport IdMap
 from virtiofs.fs.passthrough.inodes cimport Store
 from virtiofs.fs.passthrough.xattrmap cimport NAME_ROOM, XattrMap
 from virtiofs.fuse.request cimport OPCODES, Handler
+from virtiofs.metadata.copy cimport Shown
 from virtiofs.metadata.journal cimport View
 
 # Whose files are: what the guest sees as owner, mode and device, and where that is kept.
@@ -52,6 +53,10 @@ cdef struct Share:
     uint64_t dax_from        # the least size of files that the guest is told to use DAX for; 0: none
     Handler unwatched[OPCODES]  # what mappings.py stands in front of
     View* metadata           # the metadata table (changes.py), or NULL
+    uint64_t names_valid     # at most, where the table says how long what is told is valid (trust.py), in ns
+    Handler untrusted[OPCODES]  # what trust.py stands in front of
+    Shown* shown             # what a guest is shown of the metadata table (versions.py), or NULL
+    Handler unversioned[OPCODES]  # what versions.py stands in front of
     Handler untold[OPCODES]  # what changes.py stands in front of
     uint64_t valid           # how long the guest may trust names and attributes, in nanoseconds
     bint adaptive            # that grows with the time since the last change (validity.py)

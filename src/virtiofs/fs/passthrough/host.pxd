@@ -25,7 +25,7 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<sys/stat.h>" nogil:
     enum:
         S_IFMT, S_IFREG, S_IFDIR, S_IFLNK, S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK, S_ISUID, S_ISGID
-        STATX_ATTR_APPEND, STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_ALL
+        STATX_ATTR_APPEND, STATX_BASIC_STATS, STATX_BTIME, STATX_MNT_ID, STATX_NLINK, STATX_ALL
         AT_STATX_SYNC_AS_STAT
         UTIME_NOW, UTIME_OMIT
     struct statx_timestamp:

@@ -4,8 +4,8 @@ from virtiofs.fs.filesystem cimport Filesystem
 from virtiofs.fs.passthrough.account cimport Quota
 from virtiofs.fs.passthrough.audit cimport Audit
 from virtiofs.fs.passthrough.context cimport Ownership, Share
-from virtiofs.metadata.table cimport Table
 from virtiofs.fs.passthrough.verdicts cimport Verdicts
+from virtiofs.metadata.copy cimport Copy
 
 cdef class Passthrough(Filesystem):
     cdef Share share
@@ -13,9 +13,9 @@ cdef class Passthrough(Filesystem):
     cdef uint64_t records_size
     cdef readonly str directory
     cdef Quota quota
-    cdef readonly Table metadata
     cdef Verdicts verdicts
     cdef Audit audit
+    cdef Copy copy               # what `share.shown` leads into
     cdef object window           # what the share's pointer leads to
 
     cdef void free(self)

@@ -76,6 +76,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     store_init,
 )
 from cython.cimports.virtiofs.fs.passthrough.ioctls import ioctl_
+from cython.cimports.virtiofs.fs.passthrough.known import every_node, is_removed, nodes_of
 from cython.cimports.virtiofs.fs.passthrough.locks import all_owners_gone, getlk, owners_init, setlk, setlkw
 from cython.cimports.virtiofs.fs.passthrough.mappings import forget_mappings, serve_mappings
 from cython.cimports.virtiofs.fs.passthrough.names import (
@@ -97,10 +98,13 @@ from cython.cimports.virtiofs.fs.passthrough.policy import enforce
 from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
 from cython.cimports.virtiofs.fs.passthrough.removed import store_count
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
+from cython.cimports.virtiofs.fs.passthrough.trust import NO_LIMIT, trust_table
 from cython.cimports.virtiofs.fs.passthrough.verdicts import Verdicts
+from cython.cimports.virtiofs.fs.passthrough.versions import show_versions
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
 from cython.cimports.virtiofs.fuse import layout
+from cython.cimports.virtiofs.metadata.copy import Copy
 from cython.cimports.virtiofs.metadata.table import Table
 
 from virtiofs.fs.passthrough.xattrrules import USER_ONLY
@@ -563,6 +567,40 @@ class Passthrough(Filesystem):
         finally:
             inode_unpin(cython.address(self.share.inodes), inode)
         return path.removeprefix(root.rstrip("/")) or "/"
+
+    def trust_metadata(self, names: float | None) -> None:
+        """The guest is told of every change that others enter into the table, and may trust what it knows meanwhile.
+
+        `names`: seconds that it may trust names at most.  A share that lets its guest keep nothing stays so.
+        """
+        if self.share.valid and not self.share.adaptive:
+            self.share.names_valid = NO_LIMIT if names is None else int(names * 1_000_000_000)
+            # A listing that the guest keeps then costs no request at all, as in the mode that trusts everything.
+            self.init_flags |= layout.FUSE_HAS_EXPIRE_ONLY | layout.FUSE_NO_OPENDIR_SUPPORT
+            trust_table(cython.address(self.share), self.table)
+
+    def use_versions(self, copy: Copy) -> None:
+        """Tell a guest that asks for it which words of `copy` each reply rests on."""
+        self.copy = copy
+        self.share.shown = cython.address(copy.shown)
+        self.version_bits = copy.table.slots.bit_length() - 1
+        show_versions(cython.address(self.share), self.table)
+
+    def nodes_of(self, dev: int, ino: int) -> list[int]:
+        """The node ids that the guest holds of the host's file with this st_dev and st_ino."""
+        return nodes_of(cython.address(self.share.inodes), os.major(dev) << 32 | os.minor(dev), ino)
+
+    def every_node(self) -> list[int]:
+        """All node ids that the guest holds."""
+        return every_node(cython.address(self.share.inodes))
+
+    def is_removed(self, nodeid: int) -> bool:
+        """Whether no name of the host's leads to a node that the guest holds any more."""
+        removed: cython.bint
+        node: uint64_t = nodeid
+        with cython.nogil:
+            removed = is_removed(cython.address(self.share.inodes), node)
+        return removed
 
     def statistics(self) -> dict[str, int]:
         """Inodes and handles the guest holds, descriptors in the pool and how often one was taken from it."""
