@@ -82,7 +82,7 @@ from cython.cimports.virtiofs.virtqueue.atomics import (
 )
 
 ONE = cython.declare(uint64_t, 1)
-TRIES = cython.declare(cython.int, 1000)
+TRIES = cython.declare(cython.int, 50)  # behind the door, so others wait; what is left is tried the next time
 
 
 class MetadataError(OSError):
