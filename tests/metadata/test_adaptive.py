@@ -43,7 +43,8 @@ class Watched:
     def made(self, seconds_ago: float) -> None:
         """Let the table say that it was made then."""
         when = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(seconds_ago * SECOND)
-        os.pwrite(self.table.fd, struct.pack("<Q", when), layout.HEADER.offset("created"))
+        for field in ("created", "everything_at"):
+            os.pwrite(self.table.fd, struct.pack("<Q", when), layout.HEADER.offset(field))
 
     def validity(self) -> tuple[float, float]:
         """Seconds for which the name and the attributes of the file are to be trusted."""
@@ -60,8 +61,8 @@ def watched() -> Iterator[Watched]:
     with devices.start_ours(OLD, options) as running, Device.connect(running.socket) as device:
         table = registry.attach(str(OLD))
         watched = Watched(Session(device), table)
+        assert devices.wait_until(lambda: table.watched, 20.0)
         watched.made(1000)
-        table.announce_watch(True)
         yield watched
         table.close()
 
@@ -95,6 +96,7 @@ def test_a_change_of_everything_is_one_of_each(watched: Watched) -> None:
 
 
 def test_without_a_watcher_the_bound_is_a_second(watched: Watched) -> None:
+    watched.table.announce_watch(True)  # in the daemon's watcher's place
     watched.table.announce_watch(False)
     assert watched.validity() == (1, 1)
     watched.changed(watched.file, 2)

@@ -33,20 +33,24 @@ def test_what_one_daemon_changes_another_can_tell(tmp_path: Path) -> None:
     options = ("--metadata-table", "--control", control)
     with devices.start_ours(tree, options) as one, devices.start_ours(tree, ("--metadata-table",)):
         table = registry.attach(str(tree))
-        assert len(registry.living(table)) == 5  # two supervisors, two workers, and we
-        assert one.worker in table.worker_pids()
+        wait_for(lambda: table.watched, "nobody watches")
+        wait_for(
+            lambda: len(registry.living(table)) == 7, "two supervisors, two workers, two watchers, and we"
+        )
+        assert len(table.worker_pids()) == 2
         follower = table.follow()
         word = table.word(table.slot(tree.stat().st_dev, tree.stat().st_ino))
         with Device.connect(one.socket) as device:
             Session(device).mkdir(ROOT, "d")
-        change = follower.next(10)
-        assert change is not None and (change.kind, change.name) == (layout.ENTRY, b"d")
+        while (change := follower.next(10)) is not None and change.name != b"d":
+            assert not table.worker(change.origin)  # others may be at work on this file system
+        assert change is not None and change.kind == layout.ENTRY and table.worker(change.origin)
         assert table.word(table.slot(tree.stat().st_dev, tree.stat().st_ino)) != word
         status = ask(control, {"do": "status"})["result"][0]["metadata"]
-        assert status["followers"] == 1 and status["changes"] == 1 and not status["watched"]
+        assert status["followers"] == 1 and status["changes"] >= 1 and status["watched"]
         assert status["path"] == table.path
         text = ask(control, {"do": "metrics"})["result"]
-        assert 'virtiofs_metadata_changes_total{share="virtiofs"} 1' in text
+        assert 'virtiofs_metadata_changes_total{share="virtiofs"} ' in text
         follower.close()
         table.close()
     assert not os.path.exists(table.path)
@@ -58,7 +62,7 @@ def test_a_worker_that_is_killed_in_the_middle_leaves_nothing_in_progress(tmp_pa
         status = tmp_path.stat()
         slot = table.slot(status.st_dev, status.st_ino)
         (worker,) = table.worker_pids()
-        (number,) = set(registry.living(table)) - {table.member, 0}
+        (number,) = [number for number in registry.living(table) if table.worker(number) == worker]
         with Device.connect(running.socket) as device:
             Session(device).statfs()
             # As if it were in the middle of a change: what it would have written down, and the word.
