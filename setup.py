@@ -56,7 +56,17 @@ COMPILED = [
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"
-        for name in ("replies", "packing", "calls", "names", "attributes", "files", "directories", "bridge")
+        for name in (
+            "replies",
+            "packing",
+            "calls",
+            "names",
+            "attributes",
+            "files",
+            "locks",
+            "directories",
+            "bridge",
+        )
     ),
     "virtiofs.sandbox.capabilities",
     "virtiofs.sandbox.landlock",

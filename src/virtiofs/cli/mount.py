@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     directory = parser.add_argument(
         "directory",
         metavar="DIR",
-        help="the directory, or the single file, to share, or module:Class; not with --socket",
+        help="the directory, or the single file, to share, or module:Class, or an fsspec URL; not with --socket",
     )
     mountpoint = parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the directory to mount at")
 
@@ -160,7 +160,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
             raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {threads}")
         share: Share | Servable
         if pythonshare.is_class(options.directory):
-            share = pythonshare.load(options, log)
+            share = pythonshare.load(options, log, options.directory, options.option)
             name = options.directory
             if options.threads is None:
                 threads = max(1, share.filesystem.threads)

@@ -29,7 +29,7 @@ import argparse
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtiofs.cli import ownership, pythonshare
@@ -58,7 +58,12 @@ PATIENCE_SECONDS = 2.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `virtiofs serve`."""
     parser.set_defaults(parser=parser)
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="the directory to share, or module:Class")
+    parser.add_argument(
+        "directory",
+        metavar="DIR",
+        nargs="?",
+        help="the directory to share, or module:Class, or an fsspec URL",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="PATH", help="make a socket here and listen on it")
     where.add_argument(
@@ -72,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TAG=DIR[:ro][:quota=SIZE]",
         action="append",
         default=[],
-        help="share a directory or a file under a tag; may be repeated",
+        help="share a directory, a file, a module:Class or a URL under a tag; may be repeated",
     )
     parser.add_argument(
         "--control", metavar="PATH", help="make a socket here for `virtiofs ctl`, for this user and root"
@@ -244,8 +249,12 @@ def check_forms(options: argparse.Namespace) -> None:
         error(f"with --socket-dir every share has a tag: --share TAG={options.directory}")
     if options.tag is not None:
         error("with --socket-dir the tag of each share stands in --share TAG=DIR")
-    if options.option:
-        error("--option goes with one module:Class on --socket or --fd")
+    tags = [text.partition("=")[0] for text in options.share if pythonshare.is_class(text.partition("=")[2])]
+    for text in options.option:
+        if not any(text.startswith(f"{tag}.") for tag in tags):
+            error(
+                f"--option {text}: with --share it begins with the tag of a class, as in --option TAG.{text}"
+            )
     if not options.share and not options.control:
         error("nothing to share: give --share TAG=DIR, or --control to add shares later")
 
@@ -274,7 +283,8 @@ def main(options: argparse.Namespace) -> int:
             )
         add_port = None
         if pythonshare.is_class(options.directory):
-            share, walls = python_share(options, log)
+            tag = DEFAULT_TAG if options.tag is None else options.tag
+            share, walls = python_share(options, log, tag, options.directory, options.option)
             ports.append(single_port(options, share, log))
         elif options.socket_dir is None:
             walls = make_walls(options, log)
@@ -365,20 +375,22 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def python_share(options: argparse.Namespace, log: Log) -> tuple[Share, Walls]:
-    """The share of a file system in Python.  Raises `ValueError` and `OSError`."""
+def python_share(
+    options: argparse.Namespace, log: Log, tag: str, what: str, words: Sequence[str], read_only: bool = False
+) -> tuple[Share, Walls]:
+    """The share of a file system in Python, made with "key=value" `words`.  Raises `ValueError` and `OSError`."""
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
 
-    tag = check_tag(DEFAULT_TAG if options.tag is None else options.tag)
-    python = pythonshare.load(options, log)
+    checked = check_tag(tag)
+    python = pythonshare.load(options, log, what, words, read_only)
     return (
         Share(
-            tag,
-            options.directory,
+            checked,
+            what,
             python.make,
             python.walls,
-            options.readonly,
+            read_only or options.readonly,
             keep=python.keep,
             patience=python.filesystem.patience,
         ),
@@ -435,16 +447,22 @@ def port_maker(
         tag, path, read_only, quota = parse_share(text)
         if any(port.tag == tag for port in ports):
             raise ValueError(f"there is a share {tag} already; choose another tag, or remove that one first")
-        share = make_share(
-            tag,
-            check_path(path),
-            read_only or options.readonly,
-            settings,
-            walls,
-            path,
-            quota or quota_of_all,
-            window,
-        )
+        if pythonshare.is_class(path):
+            if quota:
+                raise ValueError(f"a quota is about directories; {path} decides that itself")
+            words = [word.removeprefix(f"{tag}.") for word in options.option if word.startswith(f"{tag}.")]
+            share, _ = python_share(options, log.about(f"share {tag}"), tag, path, words, read_only)
+        else:
+            share = make_share(
+                tag,
+                check_path(path),
+                read_only or options.readonly,
+                settings,
+                walls,
+                path,
+                quota or quota_of_all,
+                window,
+            )
         socket = os.path.join(directory, f"{tag}.sock")
         return Port(
             share,

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from virtiofs.daemon import worker
 from virtiofs.daemon.log import Log
@@ -32,6 +33,8 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
 
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         session = Session(filesystem)
+        told = os.dup(fds[0])
+        filesystem.use_notifications(partial(os.write, told))
         ended = os.eventfd(0)
         failures: list[OSError] = []
 
@@ -55,6 +58,7 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
             thread.join()
         session.end()
         filesystem.close()
+        os.close(told)
         if failures:
             raise failures[0]
 

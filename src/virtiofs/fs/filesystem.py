@@ -34,6 +34,13 @@ class Filesystem(Handlers):
     def use_window(self, window: object, exact: bool) -> None:
         """Map files in a DAX window (`dax.window.Window`), from now on.  One that can not has nothing to do."""
 
+    def use_notifications(self, send: object) -> None:
+        """Tell the guest's kernel by `send`, which takes a whole message (a notification of fuse.h), what changed.
+
+        Called at most once, before the first request, where the carrier can deliver.  One that says nothing has
+        nothing to do.
+        """
+
     def statistics(self) -> dict[str, int]:
         """Counters by name, for people to read."""
         return {}

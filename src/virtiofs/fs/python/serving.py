@@ -18,6 +18,7 @@ DESCRIPTORS = 4096
 
 class Servable:
     """`filesystem` inside walls, which `settings` say more of (see `Walls`).  `keep`: descriptors it works with.
+    `needs`: what is granted besides its own.
 
     Raises `ValueError` and `OSError` for what makes no sense or can not be done here.
     """
@@ -28,9 +29,10 @@ class Servable:
         log: Callable[[str], None],
         read_only: bool = False,
         keep: Sequence[int] = (),
+        needs: Sequence[str] = (),
         **settings: Any,
     ):
-        directory, network = needs_of(filesystem)
+        directory, network, files = needs_of(filesystem, needs)
         preload()
         self.filesystem = filesystem
         self.keep = keep
@@ -41,6 +43,7 @@ class Servable:
             directory or None,
             file_handles=False,
             features=("python", "network") if network else ("python",),
+            files=files,
             read_only=read_only,
             **{"descriptors": DESCRIPTORS, **settings},
         )
