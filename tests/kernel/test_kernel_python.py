@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import select
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +171,78 @@ def test_an_interrupted_reader_of_a_slow_source_cancels_the_method(tmp_path):
         reader.send_signal(signal.SIGINT)
         assert reader.wait(timeout=SECONDS) == -signal.SIGINT
         assert devices.wait_until(lambda: (it.place / "cancelled").stat().st_size == 1)
+
+
+def test_a_guest_that_forgets_leaves_no_node_behind(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to have the kernel drop what it keeps by mounting again")
+    with serving(tmp_path, EXAMPLES / "counted.py", "Endless") as it:
+        for number in range(100):
+            assert (it.place / str(number) / "deep" / "er").is_dir()
+        assert int((it.place / "nodes").read_text()) == 301
+        subprocess.run(["mount", "-i", "-o", "remount", str(it.place)], check=True)
+        assert devices.wait_until(lambda: int((it.place / "nodes").read_text()) == 1)
+
+
+def test_what_is_cached_for_ever_is_taken_back(tmp_path):
+    with serving(tmp_path, EXAMPLES / "ticker.py", "Ticker", seconds="0.2") as it:
+        for tick in range(2, 9):
+            assert devices.wait_until(lambda tick=tick: int((it.place / "latest").read_text()) >= tick)
+        assert devices.wait_until(lambda: not (it.place / "0").exists())
+        assert devices.wait_until(lambda: "0" not in os.listdir(it.place))
+    with serving(tmp_path, EXAMPLES / "ticker.py", "Ticker", seconds="3600") as it:
+        assert (it.place / "latest").read_text() == "0\n"
+
+
+def test_what_is_stored_is_read_without_asking(tmp_path):
+    with serving(tmp_path, TREES, "Told") as it:
+        with open(it.place / "f", "rb") as file:
+            assert file.read(5) == b"first"
+            os.utime(it.place / "f")  # has it stored
+            assert devices.wait_until(lambda: os.pread(file.fileno(), 5, 0) == b"later")
+        assert (it.place / "reads").stat().st_size == 1
+
+
+def test_locks_ioctl_poll_and_copies_are_those_of_the_class(tmp_path):
+    with serving(tmp_path, TREES, "Whole") as it:
+        path = it.place / "f"
+        contend = [sys.executable, "-c", CONTEND, str(path)]
+        first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+        fcntl.lockf(first, fcntl.LOCK_EX)
+        assert subprocess.run([*contend, "now"]).returncode == errno.EAGAIN
+        waiting = subprocess.Popen([*contend, "wait"])
+        os.close(first)  # ends the lock
+        assert waiting.wait(timeout=SECONDS) == 0
+        third = os.open(path, os.O_RDWR)
+        fcntl.flock(third, fcntl.LOCK_EX)
+        assert failure(fcntl.flock, second, fcntl.LOCK_EX | fcntl.LOCK_NB) == errno.EAGAIN
+        os.close(third)
+        fcntl.flock(second, fcntl.LOCK_EX)
+        buffer = bytearray(b"abcdefgh")
+        fcntl.ioctl(second, 3 << 30 | len(buffer) << 16 | 7, buffer)  # _IOWR
+        assert buffer == b"hgfedcba"
+        assert failure(fcntl.ioctl, second, 3 << 30 | len(buffer) << 16 | 1, buffer) == errno.ENOTTY
+        assert os.copy_file_range(second, second, 3, 0, 6) == 3
+        assert os.pread(second, 20, 0) == b"0123450129"
+        poll = select.poll()
+        poll.register(second, select.POLLIN)
+        assert poll.poll(0) == []
+        waker = threading.Timer(0.1, os.chmod, (path, 0o600))
+        waker.start()
+        assert poll.poll(SECONDS * 1000) == [(second, select.POLLIN)]
+        waker.join()
+        os.close(second)
+        assert subprocess.check_output(["stat", "-c", "%W", path], text=True).strip() == "5"
+
+
+CONTEND = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+try:
+    fcntl.lockf(fd, fcntl.LOCK_EX | (fcntl.LOCK_NB if sys.argv[2] == "now" else 0))
+except OSError as error:
+    sys.exit(error.errno)
+"""
 
 
 # --- the walls ---

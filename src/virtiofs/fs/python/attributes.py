@@ -105,8 +105,8 @@ def statx(calls: Calls, request: cython.pointer(Request)) -> cython.int:
     asked: cython.pointer(fuse_statx_in) = cython.cast(cython.pointer(fuse_statx_in), request.args)
     attr: fuse_attr_out
     out: fuse_statx_out
-    seconds: uint64_t
-    nanoseconds: uint32_t
+    seconds: uint64_t = 0
+    nanoseconds: uint32_t = 0
     handle = asked.fh if asked.getattr_flags & FUSE_GETATTR_FH else None
     found: object = calls.result(calls.fs.getattr(request.header.nodeid, handle))
     if not isinstance(found, Attributes):

@@ -255,6 +255,8 @@ def ioctl(calls: Calls, request: cython.pointer(Request)) -> cython.int:
     memset(cython.address(out), 0, cython.sizeof(fuse_ioctl_out))
     if isinstance(data, tuple):
         out.result, data = data
+    if data is None:
+        raise TypeError("ioctl returns bytes, not None")
     view = data
     if cython.cast(uint64_t, view.shape[0]) > room:
         raise ValueError(f"{view.shape[0]} bytes are more than the {room} there is room for")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class Servable:
     ):
         directory, network, files = needs_of(filesystem, needs)
         preload()
+        if filesystem.loop is not None:
+            importlib.import_module(filesystem.loop)
         self.filesystem = filesystem
         self.keep = keep
         self._directory = directory
