@@ -348,6 +348,14 @@ def test_a_fork_ends_the_process_that_serves_and_says_why():
         assert devices.wait_until(lambda: any("SIGSYS" in line for line in running.log))
 
 
+def test_a_node_of_no_kind_is_a_file_and_of_an_unknown_kind_refused(memory):
+    node = memory.mknod(ROOT, "no-kind", 0o10).nodeid
+    assert memory.getattr(node).mode == stat.S_IFREG | 0o10
+    for kind in (stat.S_IFDIR, stat.S_IFLNK, 0o030000, 0o170000):
+        assert failure(memory.mknod, ROOT, "odd", kind | 0o600) == errno.EINVAL
+    assert memory.setattr(node, mode=0o644).mode == stat.S_IFREG | 0o644
+
+
 def test_sizes_that_lie_never_reach_a_method(memory):
     node = memory.create(ROOT, "lie", os.O_RDWR, 0o600)[0].nodeid
     for offset in (1 << 63, (1 << 64) - 1):

@@ -5,7 +5,10 @@ A step unpacks the structure of its operation, calls the method and packs the re
 turns into an errno.
 """
 
+import stat
+
 import cython
+from cython.cimports.libc.errno import EINVAL
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy
 from cython.cimports.virtiofs.fs.python.calls import Calls
@@ -21,6 +24,11 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_rename_in,
 )
 from cython.cimports.virtiofs.fuse.request import Request
+
+S_IFMT = cython.declare(uint32_t, stat.S_IFMT(0xFFFF))
+S_IFREG = cython.declare(uint32_t, stat.S_IFREG)
+# What MKNOD makes; directories and links have requests of their own.
+KINDS = (stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
 
 
 @cython.cfunc
@@ -81,8 +89,13 @@ def symlink(calls: Calls, request: cython.pointer(Request)) -> cython.int:
 @cython.exceptval(-1)
 def mknod(calls: Calls, request: cython.pointer(Request)) -> cython.int:
     asked: cython.pointer(fuse_mknod_in) = cython.cast(cython.pointer(fuse_mknod_in), request.args)
+    mode: uint32_t = asked.mode & (S_IFMT | 0o7777)
+    if not mode & S_IFMT:
+        mode |= S_IFREG  # mknod(2) says so; a guest's kernel has done it already
+    if mode & S_IFMT not in KINDS:
+        raise OSError(EINVAL, "no kind of file that can be made so")
     found = calls.result(
-        calls.fs.mknod(request.header.nodeid, name_of(request, 0), asked.mode, asked.rdev, caller_of(request))
+        calls.fs.mknod(request.header.nodeid, name_of(request, 0), mode, asked.rdev, caller_of(request))
     )
     return reply_entry(request, found, "mknod", True)
 
