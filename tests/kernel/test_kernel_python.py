@@ -22,7 +22,10 @@ import pytest
 
 import devices
 from expect import failure
-from mounting import SECONDS, Mounted, mounted, unavailable
+from mounting import SECONDS, Mounted, alive, mounted, unavailable
+from virtiofs.client.device import Device
+from virtiofs.client.session import Session
+from virtiofs.client.tree import Tree
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 TESTS = Path(__file__).parents[1]
@@ -243,6 +246,96 @@ try:
 except OSError as error:
     sys.exit(error.errno)
 """
+
+
+# --- loading again ---
+
+VERSIONED = """
+import stat
+from virtiofs import Attributes, PathFilesystem
+from part import NAME
+
+class Versioned(PathFilesystem):
+    valid = 1e9
+    def getattr(self, path, handle):
+        if path == "/":
+            return Attributes(stat.S_IFDIR | 0o755, nlink=2, valid=1e9)
+        if path not in (f"/{NAME}", "/same"):
+            raise FileNotFoundError(2, "no such file")
+        return Attributes(stat.S_IFREG | 0o644, 1, valid=1e9)
+    def readdir(self, path, handle):
+        return [NAME, "same"]
+    def read(self, path, handle, offset, size):
+        return b"VERSION"[offset : offset + size] if path == "/same" else b"x"[offset:]
+"""
+
+
+def write(path: Path, text: str) -> None:
+    """As editors do: the file is another one afterwards."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").rename(path)
+
+
+def test_a_mount_stays_while_its_class_is_loaded_again(tmp_path):
+    module, part = tmp_path / "versioned.py", tmp_path / "part.py"
+    module.write_text(VERSIONED.replace("VERSION", "1"))
+    part.write_text("NAME = 'one'\n")
+    with serving(tmp_path, module, "Versioned", "--reload") as it:
+        worker = it.worker
+        inside = os.open(it.place, os.O_RDONLY)
+        assert os.listdir(inside) == ["one", "same"]
+        assert (it.place / "same").read_bytes() == b"1"
+        opened = os.open(it.place / "same", os.O_RDONLY)
+        write(module, VERSIONED.replace("VERSION", "2"))
+        assert devices.wait_until(lambda: (it.place / "same").read_bytes() == b"2", SECONDS)
+        assert devices.wait_until(lambda: not alive(worker))
+        # A mistake leaves the last one that was right; and what it imports is looked at, too.
+        write(module, "this is no Python")
+        write(part, "NAME = 'two'\n")
+        write(module, VERSIONED.replace("VERSION", "3"))
+        assert devices.wait_until(lambda: os.listdir(it.place) == ["two", "same"], SECONDS)
+        assert devices.wait_until(lambda: (it.place / "same").read_bytes() == b"3", SECONDS)
+        assert failure((it.place / "one").stat) == errno.ENOENT
+        # What was open belongs to a file that is no more.
+        assert failure(os.fstat, opened) == errno.ESTALE
+        os.close(opened)
+        os.close(inside)
+        status, said = it.end(signal.SIGTERM)
+        assert status == 0 and "was loaded again" in said
+
+
+def test_a_class_that_does_not_start_leaves_the_one_before_in_its_place(tmp_path):
+    module = tmp_path / "versioned.py"
+    (tmp_path / "part.py").write_text("NAME = 'one'\n")
+    module.write_text(VERSIONED.replace("VERSION", "1"))
+    with serving(tmp_path, module, "Versioned", "--reload") as it:
+        stuck = "\n    def start(self, directory):\n        raise RuntimeError('not yet')\n"
+        write(module, VERSIONED.replace("VERSION", "2") + stuck)
+        assert said_on(it, "not yet")
+        assert (it.place / "same").read_bytes() == b"1"
+        write(module, VERSIONED.replace("VERSION", "3"))
+        assert devices.wait_until(lambda: (it.place / "same").read_bytes() == b"3", SECONDS)
+
+
+def said_on(it: Mounted, text: str) -> bool:
+    """Wait for the command to say something."""
+    assert it.process.stderr is not None
+    return any(text in line for line in iter(it.process.stderr.readline, ""))
+
+
+def test_the_next_front_end_gets_the_class_that_was_loaded_again(tmp_path):
+    module = tmp_path / "versioned.py"
+    (tmp_path / "part.py").write_text("NAME = 'one'\n")
+    module.write_text(VERSIONED.replace("VERSION", "1"))
+
+    def read() -> bytes:
+        with Device.connect(running.socket) as device:
+            return Tree(Session(device)).read_file("/same")
+
+    with devices.start_ours(Path(f"{module}:Versioned"), ["--reload"]) as running:
+        assert read() == b"1"
+        write(module, VERSIONED.replace("VERSION", "2"))
+        assert devices.wait_until(lambda: read() == b"2", SECONDS)
 
 
 # --- the walls ---

@@ -159,8 +159,15 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {threads}")
         share: Share | Servable
+        again: pythonshare.Again | None = None
         if pythonshare.is_class(options.directory):
-            share = pythonshare.load(options, log, options.directory, options.option)
+            if options.reload:
+                again = pythonshare.Again(options, log, options.directory, options.option, True)
+            share = (
+                pythonshare.load(options, log, options.directory, options.option)
+                if again is None
+                else again.first
+            )
             name = options.directory
             if options.threads is None:
                 threads = max(1, share.filesystem.threads)
@@ -176,7 +183,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         tell(serve.describe(error))
         return 1
     try:
-        return HostMount(mountpoint, share.make, share.walls, threads, log, share.keep).run(ready)
+        return HostMount(mountpoint, share.make, share.walls, threads, log, share.keep, again).run(ready)
     except WorkerError as error:
         tell(f"cannot share {options.directory}: {error}")
         return 1

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.log import Log
+    from virtiofs.fs.python.filesystem import Filesystem
+    from virtiofs.fs.python.paths import PathFilesystem
+    from virtiofs.fs.python.reloading import Reloader
     from virtiofs.fs.python.serving import Servable
 
 # Options that are not about a directory of the host.
@@ -23,6 +26,7 @@ MEANT = frozenset(
             "directory",
             "option",
             "needs",
+            "reload",
             "readonly",
             "socket",
             "fd",
@@ -56,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " one of that tag's: TAG.KEY=VALUE",
     )
     parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="load the class again whenever a file of its own has changed, for whoever writes one"
+        " (docs/writing-a-file-system.md)",
+    )
+    parser.add_argument(
         "--needs",
         metavar="WHAT",
         action="append",
@@ -79,7 +89,7 @@ def check_options(options: argparse.Namespace) -> None:
     """End with a usage error where an option is about the other kind of share."""
     parser = options.parser
     if not is_class(options.directory):
-        for name in ("option", "needs"):
+        for name in ("option", "needs", "reload"):
             if getattr(options, name):
                 parser.error(f"--{name} is for a class in Python, given as module:Class or file.py:Class")
         return
@@ -96,15 +106,40 @@ def refuse_options(options: argparse.Namespace, what: str) -> None:
 
 
 def load(
-    options: argparse.Namespace, log: Log, what: str, words: Sequence[str], read_only: bool = False
+    options: argparse.Namespace,
+    log: Log,
+    what: str,
+    words: Sequence[str],
+    read_only: bool = False,
+    reloader: Reloader | None = None,
+    epoch: int = 0,
 ) -> Servable:
-    """The file system `what`, made with "key=value" `words`.  Raises `ValueError` and `OSError`."""
-    from virtiofs.fs.python import loading
-    from virtiofs.fs.python.serving import Servable
+    """The file system `what`, made with "key=value" `words`.  `reloader`: what makes it.
 
+    `epoch`: see `Servable`.  Raises `ValueError` and `OSError`.
+    """
+    from virtiofs.fs.python import loading
+
+    if reloader is not None:
+        return walled(options, log, *reloader.load(), read_only, epoch)
     fds: list[int] = []
     with loading.opened(fds):
         filesystem = loading.load(what, words)
+    return walled(options, log, filesystem, fds, read_only, epoch)
+
+
+def walled(
+    options: argparse.Namespace,
+    log: Log,
+    filesystem: Filesystem | PathFilesystem,
+    fds: list[int],
+    read_only: bool,
+    epoch: int = 0,
+) -> Servable:
+    """A file system behind the walls that the options ask for.  Raises `ValueError` and `OSError`."""
+    from virtiofs.fs.python import loading
+    from virtiofs.fs.python.serving import Servable
+
     needs = [
         name if name in (loading.NETWORK, loading.FILES) else os.path.abspath(name) for name in options.needs
     ]
@@ -115,9 +150,40 @@ def load(
         read_only or options.readonly,
         fds,
         needs,
+        epoch,
         mode=options.sandbox,
         filter=options.seccomp,
         changes=options.modcaps,
         warn=log.warning,
         **settings,
     )
+
+
+class Again:
+    """Makes the next file system when the last one's files have changed; for whoever serves it.
+
+    `first` is the one to begin with.  `numbered`: each is told which it is (see `Servable`).
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, log: Log, what: str, words: Sequence[str], numbered: bool
+    ):
+        from virtiofs.fs.python.reloading import Reloader
+
+        self._options, self._log = options, log
+        self._reloader = Reloader(what, words, log.error)
+        self._epoch = int(numbered)
+        self.first = load(options, log, what, words, False, self._reloader, self._epoch)
+
+    def __call__(self) -> Servable | None:
+        found = self._reloader.again()
+        if found is None:
+            return None
+        epoch = self._epoch + 1 if self._epoch else 0
+        try:
+            servable = walled(self._options, self._log, *found, False, epoch)
+        except (ValueError, OSError) as error:
+            self._log.error(f"what is served goes on as it was: {error}")
+            return None
+        self._epoch = epoch
+        return servable

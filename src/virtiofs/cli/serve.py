@@ -29,7 +29,7 @@ import argparse
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from virtiofs.cli import ownership, pythonshare
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from virtiofs.daemon.port import Port, Share
     from virtiofs.daemon.supervisor import Supervisor
     from virtiofs.fs.passthrough.share import Passthrough
+    from virtiofs.fs.python.serving import Servable
     from virtiofs.sandbox.walls import Place, Walls
 
 MAX_QUEUES = 64
@@ -281,11 +282,16 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(
                 "--readonly leaves nothing to --dax-window: front ends map every page writable; use one of the two"
             )
-        add_port = None
+        add_port = again = None
         if pythonshare.is_class(options.directory):
             tag = DEFAULT_TAG if options.tag is None else options.tag
-            share, walls = python_share(options, log, tag, options.directory, options.option)
-            ports.append(single_port(options, share, log))
+            if options.reload:
+                again = pythonshare.Again(options, log, options.directory, options.option, False)
+                python = again.first
+            else:
+                python = pythonshare.load(options, log, options.directory, options.option)
+            ports.append(single_port(options, python_share(tag, options.directory, python), log))
+            walls = python.walls
         elif options.socket_dir is None:
             walls = make_walls(options, log)
             ports.append(single_port(options, directory_share(options, settings, walls, window), log))
@@ -295,6 +301,8 @@ def main(options: argparse.Namespace) -> int:
             for text in options.share:
                 ports.append(add_port(text))
         supervisor = Supervisor(ports, log, walls.leave, add_port)
+        if again is not None:
+            supervisor.tick = replacing(again, ports[0])
         if options.control is not None:
             open_control(supervisor, options.control, log)
     except (ValueError, OSError, TransportError) as error:
@@ -375,27 +383,26 @@ def passthrough_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def python_share(
-    options: argparse.Namespace, log: Log, tag: str, what: str, words: Sequence[str], read_only: bool = False
-) -> tuple[Share, Walls]:
-    """The share of a file system in Python, made with "key=value" `words`.  Raises `ValueError` and `OSError`."""
+def python_share(tag: str, what: str, python: Servable) -> Share:
+    """The share of a file system in Python.  Raises `ValueError`."""
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
 
-    checked = check_tag(tag)
-    python = pythonshare.load(options, log, what, words, read_only)
-    return (
-        Share(
-            checked,
-            what,
-            python.make,
-            python.walls,
-            read_only or options.readonly,
-            keep=python.keep,
-            patience=python.filesystem.patience,
-        ),
-        python.walls,
+    patience = python.filesystem.patience
+    return Share(
+        check_tag(tag), what, python.make, python.walls, python.read_only, keep=python.keep, patience=patience
     )
+
+
+def replacing(again: pythonshare.Again, port: Port) -> Callable[[], None]:
+    """What serves another file system at a port as soon as there is one."""
+
+    def tick() -> None:
+        python = again()
+        if python is not None:
+            port.replace(python_share(port.tag, port.share.where, python))
+
+    return tick
 
 
 def directory_share(
@@ -451,7 +458,8 @@ def port_maker(
             if quota:
                 raise ValueError(f"a quota is about directories; {path} decides that itself")
             words = [word.removeprefix(f"{tag}.") for word in options.option if word.startswith(f"{tag}.")]
-            share, _ = python_share(options, log.about(f"share {tag}"), tag, path, words, read_only)
+            python = pythonshare.load(options, log.about(f"share {tag}"), path, words, read_only)
+            share = python_share(tag, path, python)
         else:
             share = make_share(
                 tag,

@@ -4,10 +4,14 @@
 The first process only waits: for a signal, which means to unmount, and for the worker, which ends by itself when
 somebody else unmounts.  It keeps no descriptor of /dev/fuse, so the death of the worker ends all requests at once.  Its
 own death ends the worker, and the guardian of the mount point unmounts (fuse/mountpoint.py).
+
+Where the file system may be replaced while it is mounted (`reload`), the first process keeps the descriptors.  The next
+worker is ready before the last one is told to finish; what INIT agreed on is handed from one to the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -16,7 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from virtiofs.daemon import worker
+from virtiofs.daemon import channel, worker
 from virtiofs.daemon.log import Log
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fuse.devfuse import DevFuseLoop
@@ -24,15 +28,32 @@ from virtiofs.fuse.mountpoint import MountError, Mountpoint
 from virtiofs.fuse.session import Session
 from virtiofs.sandbox.walls import Place, Walls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.fs.python.serving import Servable
+
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
+# How often it is asked whether there is another file system.
+RELOAD_SECONDS = 0.25
 
 
-def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Log], None]:
-    """What the worker does: one thread for each descriptor, until unmounted or until its channel is closed."""
+def serve_descriptors(
+    fds: list[int], successor: bool = False
+) -> Callable[[socket.socket, Filesystem, Log], None]:
+    """What the worker does: one thread for each descriptor, until unmounted or until its channel is closed.
+
+    Then it says what the session is.  `successor`: it waits until it is told that of the worker before.
+    """
 
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         session = Session(filesystem)
+        if successor:
+            received = channel.receive(sock)
+            if received is None:
+                return
+            if received[0]["initialised"]:
+                session.resume(received[0]["minor"], received[0]["flags"])
         told = os.dup(fds[0])
         filesystem.use_notifications(partial(os.write, told))
         ended = os.eventfd(0)
@@ -56,6 +77,9 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
             loop.stop()
         for thread in threads:
             thread.join()
+        state = {"initialised": session.initialised, "minor": session.minor, "flags": session.flags}
+        with contextlib.suppress(OSError):  # nobody may want to know
+            channel.send(sock, state)
         session.end()
         filesystem.close()
         os.close(told)
@@ -79,7 +103,8 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 class HostMount:
     """Serves what `make` makes at `mountpoint` until it is unmounted.
 
-    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.
+    `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `reload` is
+    asked again and again whether there is another file system to go on with.
     """
 
     def __init__(
@@ -90,7 +115,10 @@ class HostMount:
         threads: int,
         log: Log,
         keep: Sequence[int] = (),
+        reload: Callable[[], Servable | None] | None = None,
     ):
+        self._reload = reload
+        self._fds: list[int] = []
         self._keep = keep
         self._mountpoint = mountpoint
         self._make = make
@@ -113,9 +141,11 @@ class HostMount:
         try:
             with self._mountpoint:
                 pid, sock = self._start()
+                ready()
+                pause = None if self._reload is None else RELOAD_SECONDS
+                while not select.select([sock, wake], [], [], pause)[0]:
+                    pid, sock = self._replace(pid, sock)
                 with sock:
-                    ready()
-                    select.select([sock, wake], [], [])
                     return self._end(pid, sock)
         except MountError as error:
             self._log.error(str(error))
@@ -132,6 +162,11 @@ class HostMount:
         """Fork the worker: its process id and our end of its channel."""
         self._walls.leave()
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
+        if self._reload is not None:
+            self._fds = fds
+            return worker.start(
+                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
+            )
         try:
             return worker.start(
                 self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
@@ -140,6 +175,37 @@ class HostMount:
             for fd in fds[1:]:
                 os.close(fd)
             self._mountpoint.release()
+
+    def _replace(self, pid: int, sock: socket.socket) -> tuple[int, socket.socket]:
+        """Go on with another worker if there is another file system, else with this one.  Raises `WorkerError`."""
+        assert self._reload is not None
+        servable = self._reload()
+        if servable is None:
+            return pid, sock
+        try:
+            serve = serve_descriptors(self._fds, successor=True)
+            keep = [*self._fds, *servable.keep]
+            successor, channel_to_it = worker.start(servable.make, self._log, servable.walls, serve, keep)
+        except channel.WorkerError as error:
+            self._log.error(f"the file system before goes on: {error}")
+            return pid, sock
+        sock.shutdown(socket.SHUT_WR)
+        answered = select.select([sock], [], [], GRACE_SECONDS)[0]
+        state = channel.receive(sock) if answered else None
+        sock.close()
+        if state is None:
+            # A request that nobody answers any more; only the end of the mount ends it.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            channel_to_it.close()
+            os.waitpid(successor, 0)
+            raise channel.WorkerError(
+                f"the file system before did not finish within {GRACE_SECONDS:.0f} s; mount it again"
+            )
+        channel.send(channel_to_it, state[0])
+        os.waitpid(pid, 0)
+        self._log.info("the file system was loaded again")
+        return successor, channel_to_it
 
     def _end(self, pid: int, sock: socket.socket) -> int:
         """Unmount if we were told to, and bury the worker: the exit status."""

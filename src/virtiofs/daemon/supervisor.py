@@ -24,6 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.control import Control
 
+TICK_MS = 250
+
 
 class Supervisor:
     """Serves `ports` until told to end.
@@ -41,6 +43,7 @@ class Supervisor:
     ):
         self.ports = ports
         self.control: Control | None = None
+        self.tick: Callable[[], None] | None = None  # called a few times a second, if there is one
         self._log = log
         self._leave = leave
         self._add_port = add_port
@@ -102,6 +105,9 @@ class Supervisor:
         milliseconds = None if timeout is None else max(0, round((timeout - time.monotonic()) * 1000) + 1)
         if self.control is not None and self.control.busy:
             milliseconds = 0
+        if self.tick is not None:
+            self.tick()
+            milliseconds = TICK_MS if milliseconds is None else min(milliseconds, TICK_MS)
         happened = dict(poll.poll(milliseconds))
         if wake.fileno() in happened:
             wake.recv(64)

@@ -17,7 +17,7 @@ from cython.cimports.libc.errno import EAGAIN, EIO
 from cython.cimports.libc.stdint import uint64_t
 from cython.cimports.virtiofs.fs.python import attributes, directories, files, locks, names
 from cython.cimports.virtiofs.fs.python.calls import Calls, Step
-from cython.cimports.virtiofs.fs.python.packing import caller_of
+from cython.cimports.virtiofs.fs.python.packing import caller_of, node_of, set_epoch
 from cython.cimports.virtiofs.fuse import layout
 from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, WOULD_BLOCK, Request
 
@@ -55,15 +55,20 @@ LOOPS = {"asyncio": "Awaiting", "trio": "TrioAwaiting"}
 class Bridge(Calls):
     """Serves `filesystem`.  `log` is given a line for each mistake of it; `directory`: what `start` is told.
 
+    `epoch`: it is the so-many-th that serves its mount, 1 to 65535; 0: there is no other.
+
     Raises `ValueError` for settings that make no sense, and whatever `start` raises.
     """
 
-    def __cinit__(self, filesystem: object, log: object, directory: str = "", read_only: bool = False):
+    def __cinit__(
+        self, filesystem: object, log: object, directory: str = "", read_only: bool = False, epoch: int = 0
+    ):
         i: cython.int
+        set_epoch(epoch)
         self.life = filesystem
         self.log = log
         self.listings = {}
-        self.next_listing = 1
+        self.next_listing = (cython.cast(uint64_t, epoch) << 48) + 1
         self.told = {}
         paths: bool = isinstance(filesystem, PathFilesystem)
         loop: object = filesystem.loop
@@ -120,14 +125,16 @@ class Bridge(Calls):
         """Let the file system tell the guest's kernel by `send` what it is to forget."""
         from virtiofs.fs.python.notifying import Notifier
 
-        self.life._notifier = Notifier(send, self.log)
+        self.life._notifier = Notifier(send, self.log, self.next_listing >> 48)
 
     @cython.cfunc
     @cython.exceptval(check=False)
     def serve(self, request: cython.pointer(Request)) -> cython.int:
         """Call the request's step: 0 or a negative errno.  Whatever is raised ends here."""
         caught: object = None
+        node: uint64_t = request.header.nodeid
         try:
+            request.header.nodeid = node_of(node)
             if self.awaiting is not None:
                 self.awaiting.serve(request.header.unique)
             if self.told_who:
@@ -143,6 +150,8 @@ class Bridge(Calls):
             caught = error
         except BaseException as error:
             caught = error
+        finally:
+            request.header.nodeid = node  # as it may be asked again
         try:
             self.tell(request, caught)
         except BaseException:

@@ -15,7 +15,14 @@ from cython.cimports.libc.string import memset
 from cython.cimports.virtiofs.fs.python.calls import Calls
 from cython.cimports.virtiofs.fs.python.directories import handle_of
 from cython.cimports.virtiofs.fs.python.locks import unlock, unlock_file
-from cython.cimports.virtiofs.fs.python.packing import caller_of, name_of, put_data, put_opened, reply_entry
+from cython.cimports.virtiofs.fs.python.packing import (
+    caller_of,
+    name_of,
+    node_of,
+    put_data,
+    put_opened,
+    reply_entry,
+)
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_COPY_FILE_RANGE_64,
     FUSE_FSYNC_FDATASYNC,
@@ -220,7 +227,7 @@ def copy_file_range(calls: Calls, request: cython.pointer(Request)) -> cython.in
             request.header.nodeid,
             asked.fh_in,
             asked.off_in,
-            asked.nodeid_out,
+            node_of(asked.nodeid_out),
             asked.fh_out,
             asked.off_out,
             size,

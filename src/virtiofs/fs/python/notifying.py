@@ -26,8 +26,9 @@ UNKNOWN = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EBUSY))
 class Notifier:
     """Delivers messages by `send`, one after the other.  `log` hears of the first one that can not be delivered."""
 
-    def __init__(self, send: Callable[[bytes], object], log: Callable[[str], None]):
+    def __init__(self, send: Callable[[bytes], object], log: Callable[[str], None], epoch: int = 0):
         self._send = send
+        self._epoch = epoch << 48
         self._log = log
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
@@ -36,24 +37,32 @@ class Notifier:
         self._ending = False
         self._complained = False
 
+    def _known(self, node: int) -> int:
+        """The number by which the guest knows a node (see `Bridge`)."""
+        return node if node == abi.FUSE_ROOT_ID else node | self._epoch
+
     def inode(self, node: int, attributes_only: bool) -> bool:
         # A negative offset: attributes alone; length 0: to the end (fuse_reverse_inval_inode).
-        payload = abi.FUSE_NOTIFY_INVAL_INODE_OUT.pack(ino=node, off=-1 if attributes_only else 0)
+        payload = abi.FUSE_NOTIFY_INVAL_INODE_OUT.pack(
+            ino=self._known(node), off=-1 if attributes_only else 0
+        )
         return self._put("FUSE_NOTIFY_INVAL_INODE", payload)
 
     def entry(self, parent: int, name: bytes, deleted: int) -> bool:
         if not 0 < len(name) <= 255:
             raise ValueError(f"a name has 1 to 255 bytes: {name!r}")
         if deleted:
-            head = abi.FUSE_NOTIFY_DELETE_OUT.pack(parent=parent, child=deleted, namelen=len(name))
+            head = abi.FUSE_NOTIFY_DELETE_OUT.pack(
+                parent=self._known(parent), child=self._known(deleted), namelen=len(name)
+            )
             return self._put("FUSE_NOTIFY_DELETE", head + name + b"\0")
-        head = abi.FUSE_NOTIFY_INVAL_ENTRY_OUT.pack(parent=parent, namelen=len(name))
+        head = abi.FUSE_NOTIFY_INVAL_ENTRY_OUT.pack(parent=self._known(parent), namelen=len(name))
         return self._put("FUSE_NOTIFY_INVAL_ENTRY", head + name + b"\0")
 
     def store(self, node: int, offset: int, data: bytes) -> bool:
         if len(data) > MOST_DATA:
             raise ValueError(f"at most {MOST_DATA} bytes are stored at a time, not {len(data)}")
-        head = abi.FUSE_NOTIFY_STORE_OUT.pack(nodeid=node, offset=offset, size=len(data))
+        head = abi.FUSE_NOTIFY_STORE_OUT.pack(nodeid=self._known(node), offset=offset, size=len(data))
         return self._put("FUSE_NOTIFY_STORE", head + data)
 
     def poll(self, wake: int) -> bool:

@@ -19,7 +19,7 @@ DESCRIPTORS = 4096
 
 class Servable:
     """`filesystem` inside walls, which `settings` say more of (see `Walls`).  `keep`: descriptors it works with.
-    `needs`: what is granted besides its own.
+    `needs`: what is granted besides its own.  `epoch`: see `Bridge`.
 
     Raises `ValueError` and `OSError` for what makes no sense or can not be done here.
     """
@@ -31,6 +31,7 @@ class Servable:
         read_only: bool = False,
         keep: Sequence[int] = (),
         needs: Sequence[str] = (),
+        epoch: int = 0,
         **settings: Any,
     ):
         directory, network, files = needs_of(filesystem, needs)
@@ -41,7 +42,8 @@ class Servable:
         self.keep = keep
         self._directory = directory
         self._log = log
-        self._read_only = read_only
+        self._epoch = epoch
+        self.read_only = read_only
         self.walls = Walls(
             directory or None,
             file_handles=False,
@@ -55,6 +57,6 @@ class Servable:
         """The bridge, inside the walls.  Raises `ValueError` if the file system does not start."""
         where = place.directory if self._directory else ""
         try:
-            return Bridge(self.filesystem, self._log, where, self._read_only)
+            return Bridge(self.filesystem, self._log, where, self.read_only, self._epoch)
         except Exception as error:
             raise ValueError(f"it does not start: {type(error).__name__}: {error}") from error
