@@ -78,7 +78,17 @@ COMPILED = [
     "virtiofs.fs.passthrough.share",
     *(
         f"virtiofs.fs.python.{name}"
-        for name in ("replies", "packing", "calls", "names", "attributes", "files", "directories", "bridge")
+        for name in (
+            "replies",
+            "packing",
+            "calls",
+            "names",
+            "attributes",
+            "files",
+            "locks",
+            "directories",
+            "bridge",
+        )
     ),
     "virtiofs.metadata.watch_calls",
     "virtiofs.sandbox.capabilities",

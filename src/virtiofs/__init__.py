@@ -18,6 +18,7 @@ _HOMES = {
     "Caller": "virtiofs.fs.python.replies",
     "Changes": "virtiofs.fs.python.replies",
     "Entry": "virtiofs.fs.python.replies",
+    "Lock": "virtiofs.fs.python.replies",
     "Opened": "virtiofs.fs.python.replies",
     "Statistics": "virtiofs.fs.python.replies",
     "Owner": "virtiofs.fs.policy.rules",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from virtiofs.fs.python.replies import Caller as Caller
     from virtiofs.fs.python.replies import Changes as Changes
     from virtiofs.fs.python.replies import Entry as Entry
+    from virtiofs.fs.python.replies import Lock as Lock
     from virtiofs.fs.python.replies import Opened as Opened
     from virtiofs.fs.python.replies import Statistics as Statistics
 

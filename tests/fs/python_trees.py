@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import select
 import stat
 import sys
 import threading
@@ -220,3 +222,142 @@ class Sleepy(Flat):
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+
+class Whole(Flat):
+    """What there is besides reading and writing: locks, ioctl 7 (reverses), poll, copies, times of birth."""
+
+    threads = 2
+    birth_times = True
+
+    def __init__(self):
+        super().__init__()
+        self.data = bytearray(b"0123456789")
+        self.locks: list[tuple[int, object]] = []
+        self.flocks: dict[int, int] = {}
+        self.wakes: list[int] = []
+        self.ready = False
+
+    def getattr(self, node, handle):
+        mode = DIRECTORY if node == ROOT else FILE
+        return Attributes(mode, len(self.data), mtime_ns=6_000_000_000, btime_ns=5_000_000_007)
+
+    def open(self, node, flags):
+        return Opened(9, direct_io=True)
+
+    def opendir(self, node):
+        return 10
+
+    def read(self, node, handle, offset, size):
+        return bytes(self.data[offset : offset + size])
+
+    def setattr(self, node, changes, handle):
+        self.ready = True
+        for wake in self.wakes:
+            self.notify_poll(wake)
+        return self.getattr(node, handle)
+
+    def copy_file_range(self, node, handle, offset, to_node, to_handle, to_offset, size):
+        if to_offset == 7:
+            return size + 1
+        part = self.data[offset : offset + size]
+        self.data[to_offset : to_offset + len(part)] = part
+        return len(part)
+
+    def ioctl(self, node, handle, command, data, room):
+        answers = {
+            7: lambda: data[::-1],
+            8: lambda: (3, str(handle).encode()),
+            9: lambda: bytes(room + 1),
+            10: lambda: None,
+        }
+        if command & 255 not in answers:
+            raise OSError(errno.ENOTTY, "none of mine")
+        return answers[command & 255]()
+
+    def poll(self, node, handle, events, wake):
+        if wake is not None:
+            self.wakes.append(wake)
+        return select.POLLIN if self.ready else 0
+
+    def in_the_way(self, owner, lock):
+        for other, held in self.locks:
+            if other != owner and held.start <= lock.end and lock.start <= held.end:
+                return held
+        return None
+
+    def getlk(self, node, handle, owner, lock):
+        with self.lock:
+            return self.in_the_way(owner, lock)
+
+    def setlk(self, node, handle, owner, lock):
+        with self.lock:
+            if lock.kind != fcntl.F_UNLCK and self.in_the_way(owner, lock):
+                raise BlockingIOError(errno.EAGAIN, "locked")
+            self.locks = [(other, held) for other, held in self.locks if other != owner]
+            if lock.kind != fcntl.F_UNLCK:
+                self.locks.append((owner, lock))
+
+    def flock(self, node, handle, owner, operation):
+        with self.lock:
+            if operation != fcntl.LOCK_UN and set(self.flocks) - {owner}:
+                raise BlockingIOError(errno.EAGAIN, "locked")
+            self.flocks.pop(owner, None)
+            if operation != fcntl.LOCK_UN:
+                self.flocks[owner] = operation
+
+
+class Sticky(Flat):
+    """Uses up memory, or all threads for ever, as the name of what is read says."""
+
+    threads = 2
+
+    def read(self, node, handle, offset, size):
+        if self.name(node) == b"memory":
+            return bytes(1 << 50)
+        if self.name(node) == b"hang":
+            threading.Event().wait()
+        return b"well"
+
+
+class Trio(Sleepy):
+    """As that, on a loop of trio."""
+
+    loop = "trio"
+
+    async def read(self, node, handle, offset, size):
+        import trio
+
+        try:
+            await trio.sleep(3600)
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+
+
+class Told(Flat):
+    """Any file says "first" until its times are set: then the kernel is given "later" to keep.  `reads`: how many."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def getattr(self, node, handle):
+        if node != ROOT and self.name(node) == b"reads":
+            return Attributes(FILE, self.reads, valid=0)
+        return Attributes(DIRECTORY if node == ROOT else FILE, 5)
+
+    def lookup(self, parent, name):
+        entry = super().lookup(parent, name)
+        return Entry(entry.node, self.getattr(entry.node, None))
+
+    def open(self, node, flags):
+        return Opened(keep_cache=True)
+
+    def read(self, node, handle, offset, size):
+        self.reads += 1
+        return b"first"
+
+    def setattr(self, node, changes, handle):
+        assert self.notify_store(node, 0, b"later")
+        return self.getattr(node, handle)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import select
 import shutil
 import stat
 import struct
@@ -291,8 +293,11 @@ def test_a_method_that_hangs_holds_up_neither_others_nor_forget(tmp_path):
         assert devices.wait_until(lambda: session.getattr(ROOT).size == 12)
 
 
-def test_interrupt_cancels_the_method_that_awaits_and_no_other():
-    with served("Sleepy") as (_, session):
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_interrupt_cancels_the_method_that_awaits_and_no_other(loop):
+    if loop == "trio":
+        pytest.importorskip("trio")
+    with served("Trio" if loop == "trio" else "Sleepy") as (_, session):
         node = session.lookup(ROOT, "f").nodeid
         first, second = (session.begin("read", node, fh=0, offset=0, size=10, room=10) for _ in range(2))
         session.call("interrupt", unique=first.unique)
@@ -351,12 +356,146 @@ def test_a_fork_ends_the_process_that_serves_and_says_why():
         assert devices.wait_until(lambda: any("SIGSYS" in line for line in running.log))
 
 
+def test_a_node_of_no_kind_is_a_file_and_of_an_unknown_kind_refused(memory):
+    node = memory.mknod(ROOT, "no-kind", 0o10).nodeid
+    assert memory.getattr(node).mode == stat.S_IFREG | 0o10
+    for kind in (stat.S_IFDIR, stat.S_IFLNK, 0o030000, 0o170000):
+        assert failure(memory.mknod, ROOT, "odd", kind | 0o600) == errno.EINVAL
+    assert memory.setattr(node, mode=0o644).mode == stat.S_IFREG | 0o644
+
+
 def test_sizes_that_lie_never_reach_a_method(memory):
     node = memory.create(ROOT, "lie", os.O_RDWR, 0o600)[0].nodeid
     for offset in (1 << 63, (1 << 64) - 1):
         assert failure(memory.write, node, 0, offset, b"x") == errno.EINVAL
         assert failure(memory.read, node, 0, offset, 10) == errno.EINVAL
     assert failure(memory.fallocate, node, 0, (1 << 63) - 1, 1) == errno.EFBIG
+
+
+# --- locks, and what else there is ---
+
+
+def lock(session: Session, what: str, owner: int, kind: int, **more: int) -> object:
+    held = {"start": more.pop("start", 0), "end": more.pop("end", 99), "type": kind, "pid": owner}
+    return session.call(what, session.lookup(ROOT, "f").nodeid, fh=9, owner=owner, lk=held, **more)
+
+
+def test_locks_are_the_methods_and_end_when_a_descriptor_is_closed():
+    with served("Whole") as (_, session):
+        node = session.lookup(ROOT, "f").nodeid
+        lock(session, "setlk", 1, fcntl.F_WRLCK)
+        assert failure(lock, session, "setlk", 2, fcntl.F_RDLCK, start=99) == errno.EAGAIN
+        found = lock(session, "getlk", 2, fcntl.F_RDLCK).lk
+        assert (found.type, found.start, found.end, found.pid) == (fcntl.F_WRLCK, 0, 99, 1)
+        assert lock(session, "getlk", 1, fcntl.F_RDLCK).lk.type == fcntl.F_UNLCK
+        session.flush(node, 9, 1)
+        lock(session, "setlk", 2, fcntl.F_WRLCK)
+        flock = {"lk_flags": abi.CONSTANTS["FUSE_LK_FLOCK"]}
+        lock(session, "setlk", 3, fcntl.F_WRLCK, **flock)
+        assert failure(lock, session, "setlk", 4, fcntl.F_RDLCK, **flock) == errno.EAGAIN
+        unlock = abi.CONSTANTS["FUSE_RELEASE_FLOCK_UNLOCK"]
+        session.call("release", node, fh=9, release_flags=unlock, lock_owner=3)
+        lock(session, "setlk", 4, fcntl.F_RDLCK, **flock)
+        for odd in ({"start": 5, "end": 4}, {"end": 1 << 63}):
+            assert failure(lock, session, "setlk", 2, fcntl.F_WRLCK, **odd) == errno.EINVAL
+        assert failure(lock, session, "setlk", 2, 77) == errno.EINVAL
+
+
+def test_who_waits_for_a_lock_gets_it_or_is_interrupted_and_holds_up_nobody():
+    with served("Whole") as (_, session):
+        node = session.lookup(ROOT, "f").nodeid
+        lock(session, "setlk", 1, fcntl.F_WRLCK)
+        asked = {"start": 0, "end": 9, "type": fcntl.F_WRLCK, "pid": 0}
+        waiting = [session.begin("setlkw", node, fh=9, owner=owner, lk=asked) for owner in (2, 3)]
+        assert session.read(node, 9, 0, 10) == b"0123456789"
+        session.call("interrupt", unique=waiting[0].unique)
+        assert failure(session.finish, waiting[0], "setlkw") == errno.EINTR
+        assert not waiting[1].done
+        lock(session, "setlk", 1, fcntl.F_UNLCK)
+        session.finish(waiting[1], "setlkw")
+        assert failure(lock, session, "setlk", 1, fcntl.F_WRLCK) == errno.EAGAIN
+
+
+def ioctl(
+    session: Session, number: int, data: bytes = b"", room: int = 100, **more: int
+) -> tuple[int, bytes]:
+    node = ROOT if more.get("flags") else session.lookup(ROOT, "f").nodeid
+    asked = {"fh": 9, "cmd": number, "in_size": len(data), "out_size": room, **more}
+    body = abi.FUSE_IOCTL_IN.pack(**asked) + data
+    pending = session.device.begin("ioctl", node, body, 16 + room, session.queue, session.caller)
+    reply = session.device.finish(pending)
+    if reply.error:
+        raise OSError(-reply.error, os.strerror(-reply.error))
+    return abi.FUSE_IOCTL_OUT.unpack(reply.payload).result, bytes(reply.payload[16:])
+
+
+def test_ioctl_poll_copies_and_times_of_birth_are_the_methods():
+    with served("Whole") as (_, session):
+        node = session.lookup(ROOT, "f").nodeid
+        assert ioctl(session, 7, b"abc") == (0, b"cba")
+        assert ioctl(session, 8) == (3, b"9")
+        directory = session.opendir(ROOT).fh
+        assert ioctl(session, 8, fh=directory, flags=abi.CONSTANTS["FUSE_IOCTL_DIR"]) == (3, b"10")
+        assert failure(ioctl, session, 8, fh=77, flags=abi.CONSTANTS["FUSE_IOCTL_DIR"]) == errno.EBADF
+        assert failure(ioctl, session, 1) == errno.ENOTTY
+        assert failure(ioctl, session, 9) == errno.EIO
+        assert failure(ioctl, session, 10) == errno.EIO
+        assert failure(ioctl, session, 7, b"abc", in_size=4) == errno.EINVAL
+        assert session.call("poll", node, fh=9, kh=5, flags=1, events=select.POLLIN).revents == 0
+        session.setattr(node, mode=0o600)  # wakes, which nobody delivers
+        assert session.call("poll", node, fh=9, events=select.POLLIN).revents == select.POLLIN
+        assert session.copy_file_range(node, 9, 0, node, 9, 6, 3) == 3
+        assert session.read(node, 9, 0, 20) == b"0123450129"
+        assert failure(session.copy_file_range, node, 9, 0, node, 9, 7, 3) == errno.EIO
+        assert failure(session.copy_file_range, node, 9, 1 << 63, node, 9, 7, 3) == errno.EINVAL
+        found = session.statx(node)
+        assert (found.btime.tv_sec, found.btime.tv_nsec, found.size) == (5, 7, 10)
+        assert found.mask & 0x800 and found.mtime.tv_sec == 6
+
+
+def test_several_classes_and_a_directory_are_shares_of_one_daemon(tmp_path):
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "f").write_text("of the host")
+    shares = [f"host={tmp_path / 'share'}", f"memory={EXAMPLES / 'memory.py'}:MemoryFilesystem"]
+    shares += [f"bad={TREES}:Sticky", f"fork={TREES}:Fork"]
+    command = [sys.executable, "-m", "virtiofs", "serve", "--socket-dir", str(tmp_path)]
+    command += [word for share in shares for word in ("--share", share)]
+    ready, ready_end = os.pipe()
+    command += ["--option", "memory.size=1048576", "--ready-fd", str(ready_end)]
+    process = subprocess.Popen(command, pass_fds=[ready_end], stderr=subprocess.PIPE, text=True)
+    os.close(ready_end)
+    try:
+        assert os.read(ready, 64)
+        with contextlib.ExitStack() as stack:
+            sessions = {
+                tag: Session(stack.enter_context(Device.connect(str(tmp_path / f"{tag}.sock"))))
+                for tag in ("host", "memory", "bad", "fork")
+            }
+            bad, fork = sessions["bad"], sessions["fork"]
+            for _ in range(2):  # all its threads
+                bad.begin("read", bad.lookup(ROOT, "hang").nodeid, fh=0, offset=0, size=9, room=9)
+            fork.begin("read", fork.lookup(ROOT, "f").nodeid, fh=0, offset=0, size=10, room=10)
+            assert Tree(sessions["host"]).read_file("/f") == b"of the host"
+            tree = Tree(sessions["memory"])
+            tree.write_file("/f", b"data")
+            assert tree.read_file("/f") == b"data"
+            assert failure(tree.write_file, "/g", bytes(2 << 20)) == errno.ENOSPC
+            assert tree.read_file("/f") == b"data"
+            assert process.poll() is None
+    finally:
+        os.close(ready)
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+    assert "share fork" in said and "SIGSYS" in said
+
+
+def test_memory_that_is_not_there_is_an_error_of_one_request():
+    with served("Sticky") as (running, session):
+        node = session.lookup(ROOT, "memory").nodeid
+        for _ in range(3):
+            assert failure(session.read, node, 0, 0, 10) == errno.EIO
+        assert session.read(session.lookup(ROOT, "fine").nodeid, 0, 0, 10) == b"well"
+        assert devices.wait_until(lambda: any("MemoryError" in line for line in running.log))
 
 
 ANY = [operation for operation in OPERATIONS if operation.name not in ("init", "destroy")]

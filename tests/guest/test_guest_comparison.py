@@ -13,6 +13,8 @@ import pytest
 
 from virtiofs.vm.kernel import cache_directory
 
+pytestmark = pytest.mark.guest
+
 BENCH = [sys.executable, "-m", "virtiofs", "bench-guest"]
 TARGETS = ("virtiofs", "9p-mmap", "ext4-image")
 WORKS = ("find and stat, warm", "create files of 4 KiB")

@@ -22,6 +22,8 @@ from virtiofs.vm.errors import MissingPart
 from virtiofs.vm.kata import RUNTIMES, Sandbox, Volume
 from virtiofs.vm.ramdisk import find_busybox
 
+pytestmark = pytest.mark.guest
+
 DAEMON = [sys.executable, "-m", "virtiofs.cli.virtiofsd"]
 SECONDS = 60.0
 

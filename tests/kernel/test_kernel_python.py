@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import select
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +22,10 @@ import pytest
 
 import devices
 from expect import failure
-from mounting import SECONDS, Mounted, mounted, unavailable
+from mounting import SECONDS, Mounted, alive, mounted, unavailable
+from virtiofs.client.device import Device
+from virtiofs.client.session import Session
+from virtiofs.client.tree import Tree
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 TESTS = Path(__file__).parents[1]
@@ -168,6 +174,168 @@ def test_an_interrupted_reader_of_a_slow_source_cancels_the_method(tmp_path):
         reader.send_signal(signal.SIGINT)
         assert reader.wait(timeout=SECONDS) == -signal.SIGINT
         assert devices.wait_until(lambda: (it.place / "cancelled").stat().st_size == 1)
+
+
+def test_a_guest_that_forgets_leaves_no_node_behind(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to have the kernel drop what it keeps by mounting again")
+    with serving(tmp_path, EXAMPLES / "counted.py", "Endless") as it:
+        for number in range(100):
+            assert (it.place / str(number) / "deep" / "er").is_dir()
+        assert int((it.place / "nodes").read_text()) == 301
+        subprocess.run(["mount", "-i", "-o", "remount", str(it.place)], check=True)
+        assert devices.wait_until(lambda: int((it.place / "nodes").read_text()) == 1)
+
+
+def test_what_is_cached_for_ever_is_taken_back(tmp_path):
+    with serving(tmp_path, EXAMPLES / "ticker.py", "Ticker", seconds="0.2") as it:
+        for tick in range(2, 9):
+            assert devices.wait_until(lambda tick=tick: int((it.place / "latest").read_text()) >= tick)
+        assert devices.wait_until(lambda: not (it.place / "0").exists())
+        assert devices.wait_until(lambda: "0" not in os.listdir(it.place))
+    with serving(tmp_path, EXAMPLES / "ticker.py", "Ticker", seconds="3600") as it:
+        assert (it.place / "latest").read_text() == "0\n"
+
+
+def test_what_is_stored_is_read_without_asking(tmp_path):
+    with serving(tmp_path, TREES, "Told") as it:
+        with open(it.place / "f", "rb") as file:
+            assert file.read(5) == b"first"
+            os.utime(it.place / "f")  # has it stored
+            assert devices.wait_until(lambda: os.pread(file.fileno(), 5, 0) == b"later")
+        assert (it.place / "reads").stat().st_size == 1
+
+
+def test_locks_ioctl_poll_and_copies_are_those_of_the_class(tmp_path):
+    with serving(tmp_path, TREES, "Whole") as it:
+        path = it.place / "f"
+        contend = [sys.executable, "-c", CONTEND, str(path)]
+        first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+        fcntl.lockf(first, fcntl.LOCK_EX)
+        assert subprocess.run([*contend, "now"]).returncode == errno.EAGAIN
+        waiting = subprocess.Popen([*contend, "wait"])
+        os.close(first)  # ends the lock
+        assert waiting.wait(timeout=SECONDS) == 0
+        third = os.open(path, os.O_RDWR)
+        fcntl.flock(third, fcntl.LOCK_EX)
+        assert failure(fcntl.flock, second, fcntl.LOCK_EX | fcntl.LOCK_NB) == errno.EAGAIN
+        os.close(third)
+        fcntl.flock(second, fcntl.LOCK_EX)
+        buffer = bytearray(b"abcdefgh")
+        fcntl.ioctl(second, 3 << 30 | len(buffer) << 16 | 7, buffer)  # _IOWR
+        assert buffer == b"hgfedcba"
+        assert failure(fcntl.ioctl, second, 3 << 30 | len(buffer) << 16 | 1, buffer) == errno.ENOTTY
+        assert os.copy_file_range(second, second, 3, 0, 6) == 3
+        assert os.pread(second, 20, 0) == b"0123450129"
+        poll = select.poll()
+        poll.register(second, select.POLLIN)
+        assert poll.poll(0) == []
+        waker = threading.Timer(0.1, os.chmod, (path, 0o600))
+        waker.start()
+        assert poll.poll(SECONDS * 1000) == [(second, select.POLLIN)]
+        waker.join()
+        os.close(second)
+        assert subprocess.check_output(["stat", "-c", "%W", path], text=True).strip() == "5"
+
+
+CONTEND = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+try:
+    fcntl.lockf(fd, fcntl.LOCK_EX | (fcntl.LOCK_NB if sys.argv[2] == "now" else 0))
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+# --- loading again ---
+
+VERSIONED = """
+import stat
+from virtiofs import Attributes, PathFilesystem
+from part import NAME
+
+class Versioned(PathFilesystem):
+    valid = 1e9
+    def getattr(self, path, handle):
+        if path == "/":
+            return Attributes(stat.S_IFDIR | 0o755, nlink=2, valid=1e9)
+        if path not in (f"/{NAME}", "/same"):
+            raise FileNotFoundError(2, "no such file")
+        return Attributes(stat.S_IFREG | 0o644, 1, valid=1e9)
+    def readdir(self, path, handle):
+        return [NAME, "same"]
+    def read(self, path, handle, offset, size):
+        return b"VERSION"[offset : offset + size] if path == "/same" else b"x"[offset:]
+"""
+
+
+def write(path: Path, text: str) -> None:
+    """As editors do: the file is another one afterwards."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").rename(path)
+
+
+def test_a_mount_stays_while_its_class_is_loaded_again(tmp_path):
+    module, part = tmp_path / "versioned.py", tmp_path / "part.py"
+    module.write_text(VERSIONED.replace("VERSION", "1"))
+    part.write_text("NAME = 'one'\n")
+    with serving(tmp_path, module, "Versioned", "--reload") as it:
+        worker = it.worker
+        inside = os.open(it.place, os.O_RDONLY)
+        assert os.listdir(inside) == ["one", "same"]
+        assert (it.place / "same").read_bytes() == b"1"
+        opened = os.open(it.place / "same", os.O_RDONLY)
+        write(module, VERSIONED.replace("VERSION", "2"))
+        assert devices.wait_until(lambda: (it.place / "same").read_bytes() == b"2", SECONDS)
+        assert devices.wait_until(lambda: not alive(worker))
+        # A mistake leaves the last one that was right; and what it imports is looked at, too.
+        write(module, "this is no Python")
+        write(part, "NAME = 'two'\n")
+        write(module, VERSIONED.replace("VERSION", "3"))
+        assert devices.wait_until(lambda: os.listdir(it.place) == ["two", "same"], SECONDS)
+        assert devices.wait_until(lambda: (it.place / "same").read_bytes() == b"3", SECONDS)
+        assert failure((it.place / "one").stat) == errno.ENOENT
+        # What was open belongs to a file that is no more.
+        assert failure(os.fstat, opened) == errno.ESTALE
+        os.close(opened)
+        os.close(inside)
+        status, said = it.end(signal.SIGTERM)
+        assert status == 0 and "was loaded again" in said
+
+
+def test_a_class_that_does_not_start_leaves_the_one_before_in_its_place(tmp_path):
+    module = tmp_path / "versioned.py"
+    (tmp_path / "part.py").write_text("NAME = 'one'\n")
+    module.write_text(VERSIONED.replace("VERSION", "1"))
+    with serving(tmp_path, module, "Versioned", "--reload") as it:
+        stuck = "\n    def start(self, directory):\n        raise RuntimeError('not yet')\n"
+        write(module, VERSIONED.replace("VERSION", "2") + stuck)
+        assert said_on(it, "not yet")
+        assert (it.place / "same").read_bytes() == b"1"
+        write(module, VERSIONED.replace("VERSION", "3"))
+        assert devices.wait_until(lambda: (it.place / "same").read_bytes() == b"3", SECONDS)
+
+
+def said_on(it: Mounted, text: str) -> bool:
+    """Wait for the command to say something."""
+    assert it.process.stderr is not None
+    return any(text in line for line in iter(it.process.stderr.readline, ""))
+
+
+def test_the_next_front_end_gets_the_class_that_was_loaded_again(tmp_path):
+    module = tmp_path / "versioned.py"
+    (tmp_path / "part.py").write_text("NAME = 'one'\n")
+    module.write_text(VERSIONED.replace("VERSION", "1"))
+
+    def read() -> bytes:
+        with Device.connect(running.socket) as device:
+            return Tree(Session(device)).read_file("/same")
+
+    with devices.start_ours(Path(f"{module}:Versioned"), ["--reload"]) as running:
+        assert read() == b"1"
+        write(module, VERSIONED.replace("VERSION", "2"))
+        assert devices.wait_until(lambda: read() == b"2", SECONDS)
 
 
 # --- the walls ---

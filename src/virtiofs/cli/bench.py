@@ -6,6 +6,7 @@ the cache directory; --peer adds more:
 
     virtiofs bench --quick
     virtiofs bench --workload getattr --workload read --only virtiofs --only virtiofsd-rust
+    virtiofs bench --python
     virtiofs bench --peer 'mine=/opt/virtiofsd --socket-path={socket} --shared-dir={dir}' --html bench.html
 
 The modes differ in how the driver takes replies: "interrupt" sleeps until the device wakes it, as a guest does;
@@ -109,6 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--directory", metavar="DIR", help="make the files here instead of in a temporary directory"
     )
     parser.add_argument(
+        "--python",
+        action="store_true",
+        help="instead of daemons, compare a file system in Python on /dev/fuse: ours, pyfuse3's and mfusepy's, those"
+        " that are installed",
+    )
+    parser.add_argument(
         "--list", action="store_true", help="name the daemons and workloads there are, and end"
     )
     parser.add_argument("--json", metavar="FILE", help="write everything measured here")
@@ -130,8 +137,32 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def compare_python(options: argparse.Namespace) -> int:
+    """File systems in Python, side by side; the exit status."""
+    from virtiofs.client.pythonbench import measure
+
+    seconds, repeats, *_ = EXTENTS[options.extent]
+    try:
+        results = measure.measure(
+            seconds if options.seconds is None else options.seconds,
+            repeats if options.repeats is None else options.repeats,
+            progress=Progress(),
+        )
+    except OSError as error:
+        print(f"virtiofs bench: {error}", file=sys.stderr)
+        return 1
+    print(measure.report(results))
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+    if options.markdown:
+        Path(options.markdown).write_text(measure.page(results))
+    return 0
+
+
 def main(options: argparse.Namespace) -> int:
     """Run the benchmark; the exit status."""
+    if options.python:
+        return compare_python(options)
     from virtiofs.client import bench, page, peers, report, workloads
     from virtiofs.vhostuser.frontend import FrontEndError
     from virtiofs.virtqueue.driver import DriverError

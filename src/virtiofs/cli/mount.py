@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     directory = parser.add_argument(
         "directory",
         metavar="DIR",
-        help="the directory, or the single file, to share, or module:Class; not with --socket",
+        help="the directory, or the single file, to share, or module:Class, or an fsspec URL; not with --socket",
     )
     mountpoint = parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="the directory to mount at")
 
@@ -168,8 +168,15 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"--threads takes 1 to {MAX_THREADS}, not {threads}")
         share: Share | Servable
+        again: pythonshare.Again | None = None
         if pythonshare.is_class(options.directory):
-            share = pythonshare.load(options, log)
+            if options.reload:
+                again = pythonshare.Again(options, log, options.directory, options.option, True)
+            share = (
+                pythonshare.load(options, log, options.directory, options.option)
+                if again is None
+                else again.first
+            )
             name = options.directory
             if options.threads is None:
                 threads = max(1, share.filesystem.threads)
@@ -194,6 +201,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         options.directory,
         options.readonly,
         getattr(share, "seats", None),
+        again,
     )
     try:
         if options.control is not None:

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 from virtiofs.cli.pythonshare import is_class
 from virtiofs.cli.sizes import parse_size
+from virtiofs.fs.adapters.foreign import is_url
 from virtiofs.vm import process
 from virtiofs.vm.guest import Guest, GuestError, GuestTimeout, Share
 
@@ -49,11 +50,11 @@ _DETAIL_LINES = 12
 class Mount(NamedTuple):
     """A --share or --rootfs as the user gave it, `mountpoint` None where it is for us to choose."""
 
-    directory: Path
+    directory: Path | str  # or what names a file system in Python
     mountpoint: str | None
     read_only: bool
     quota: str = ""
-    options: tuple[str, ...] | None = None  # of a class in Python, which `directory` names then
+    options: tuple[str, ...] | None = None  # of that
     workspace: str = ""
     policy: str = ""
 
@@ -93,15 +94,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR[:MOUNTPOINT][:ro][:quota=SIZE]",
-        help="share DIR, or a file system in Python as module:Class; the first is mounted at /mnt, the next at /mnt1"
-        " and so on if no MOUNTPOINT is given",
+        help="share DIR, or a file system in Python as module:Class or an fsspec URL; the first is mounted at /mnt, the"
+        " next at /mnt1 and so on if no MOUNTPOINT is given",
     )
     add(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an argument of the class that a --share names; may be repeated",
+        help="an argument of the class or the source that a --share names; may be repeated",
+    )
+    add(
+        "--needs",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="what the walls leave open for that class: network, files, or a directory; may be repeated",
     )
     add(
         "--policy",
@@ -329,8 +337,7 @@ def _serve_command(mount: Mount, share: Share, queues: int, ready: int) -> list[
         command += ["--workspace", mount.workspace]
     if mount.policy:
         command += ["--policy", mount.policy]
-    for option in mount.options or ():
-        command += ["--option", option]
+    command += mount.options or ()
     return command + (["--readonly"] if mount.read_only else [])
 
 
@@ -440,10 +447,15 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
             mount if mount.options is not None else mount._replace(policy=args.policy) for mount in mounts
         ]
     classes = [mount for mount in mounts if mount.options is not None]
-    if args.option:
-        if len(classes) != 1:
-            raise GuestError("--option goes with one --share of a class in Python, given as module:Class")
-        mounts[mounts.index(classes[0])] = classes[0]._replace(options=tuple(args.option))
+    if args.option or args.needs:
+        named = [mount for mount in classes if not is_url(str(mount.directory))] or classes
+        if len(named) != 1:
+            raise GuestError(
+                "--option and --needs go with one --share of a class in Python, given as module:Class"
+            )
+        words = [word for option in args.option for word in ("--option", option)]
+        words += [word for name in args.needs for word in ("--needs", name)]
+        mounts[mounts.index(named[0])] = named[0]._replace(options=tuple(words))
     if args.daemon is not None and classes:
         raise GuestError("--daemon names another daemon, which serves no class in Python")
     if not mounts:
@@ -479,11 +491,11 @@ def _parse_mount(text: str, option: str) -> Mount:
         if colon and last in ("ro", "rw"):
             rest, read_only = before, last == "ro"
         before, colon, last = rest.rpartition(":")
-        if colon and last.startswith("/") and not os.path.isdir(rest):
+        if colon and last.startswith("/") and not last.startswith("//") and not os.path.isdir(rest):
             rest, mountpoint = before, last
-    directory = Path(rest)
     if is_class(rest):
-        return Mount(directory, mountpoint, read_only, options=())
+        return Mount(rest, mountpoint, read_only, options=())
+    directory = Path(rest)
     if not rest or not directory.exists():
         raise GuestError(f"{option} {text}: there is no directory {rest or text}")
     if not directory.is_dir():

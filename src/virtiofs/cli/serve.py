@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from virtiofs.daemon.port import Port, Share
     from virtiofs.fs.passthrough.share import Passthrough
     from virtiofs.fs.policy.rules import Policy
+    from virtiofs.fs.python.serving import Servable
     from virtiofs.sandbox.walls import Place, Walls
 
 MAX_QUEUES = 64
@@ -62,7 +63,12 @@ PATIENCE_SECONDS = 2.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `virtiofs serve`."""
     parser.set_defaults(parser=parser)
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="the directory to share, or module:Class")
+    parser.add_argument(
+        "directory",
+        metavar="DIR",
+        nargs="?",
+        help="the directory to share, or module:Class, or an fsspec URL",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="PATH", help="make a socket here and listen on it")
     where.add_argument(
@@ -76,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TAG=DIR[:ro][:quota=SIZE]",
         action="append",
         default=[],
-        help="share a directory or a file under a tag; may be repeated",
+        help="share a directory, a file, a module:Class or a URL under a tag; may be repeated",
     )
     parser.add_argument(
         "--control",
@@ -297,8 +303,12 @@ def check_forms(options: argparse.Namespace) -> None:
         error(f"with --socket-dir every share has a tag: --share TAG={options.directory}")
     if options.tag is not None:
         error("with --socket-dir the tag of each share stands in --share TAG=DIR")
-    if options.option:
-        error("--option goes with one module:Class on --socket or --fd")
+    tags = [text.partition("=")[0] for text in options.share if pythonshare.is_class(text.partition("=")[2])]
+    for text in options.option:
+        if not any(text.startswith(f"{tag}.") for tag in tags):
+            error(
+                f"--option {text}: with --share it begins with the tag of a class, as in --option TAG.{text}"
+            )
     if not options.share and not options.control:
         error("nothing to share: give --share TAG=DIR, or --control to add shares later")
 
@@ -326,15 +336,21 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(
                 "--readonly leaves nothing to --dax-window: front ends map every page writable; use one of the two"
             )
-        add_port = None
+        add_port = again = None
         if options.workspace is not None:
             from virtiofs.cli.workspace import mount
 
             workspace = mount(options.workspace, options.directory)  # locked as long as we have it
             options.directory = workspace.merged
         if pythonshare.is_class(options.directory):
-            share, walls = python_share(options, log)
-            ports.append(single_port(options, share, log))
+            tag = DEFAULT_TAG if options.tag is None else options.tag
+            if options.reload:
+                again = pythonshare.Again(options, log, options.directory, options.option, False)
+                python = again.first
+            else:
+                python = pythonshare.load(options, log, options.directory, options.option)
+            ports.append(single_port(options, python_share(tag, options.directory, python), log))
+            walls = python.walls
         elif options.socket_dir is None:
             walls = make_walls(options, log, settings)
             ports.append(single_port(options, directory_share(options, settings, walls, window), log))
@@ -344,6 +360,8 @@ def main(options: argparse.Namespace) -> int:
             for text in options.share:
                 ports.append(add_port(text))
         supervisor = Supervisor(ports, log, walls.leave, add_port)
+        if again is not None:
+            supervisor.tick = replacing(again, ports[0])
         if options.control is not None:
             open_control(supervisor, options.control, log)
     except (ValueError, OSError, TransportError) as error:
@@ -478,25 +496,26 @@ def load_policy(text: str | None) -> Policy | None:
     return policy
 
 
-def python_share(options: argparse.Namespace, log: Log) -> tuple[Share, Walls]:
-    """The share of a file system in Python.  Raises `ValueError` and `OSError`."""
+def python_share(tag: str, what: str, python: Servable) -> Share:
+    """The share of a file system in Python.  Raises `ValueError`."""
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
 
-    tag = check_tag(DEFAULT_TAG if options.tag is None else options.tag)
-    python = pythonshare.load(options, log)
-    return (
-        Share(
-            tag,
-            options.directory,
-            python.make,
-            python.walls,
-            options.readonly,
-            keep=python.keep,
-            patience=python.filesystem.patience,
-        ),
-        python.walls,
+    patience = python.filesystem.patience
+    return Share(
+        check_tag(tag), what, python.make, python.walls, python.read_only, keep=python.keep, patience=patience
     )
+
+
+def replacing(again: pythonshare.Again, port: Port) -> Callable[[], None]:
+    """What serves another file system at a port as soon as there is one."""
+
+    def tick() -> None:
+        python = again()
+        if python is not None:
+            port.replace(python_share(port.tag, port.share.where, python))
+
+    return tick
 
 
 def directory_share(
@@ -549,17 +568,24 @@ def port_maker(
         tag, path, read_only, quota = parse_share(text)
         if any(port.tag == tag for port in ports):
             raise ValueError(f"there is a share {tag} already; choose another tag, or remove that one first")
-        share = make_share(
-            tag,
-            check_path(path),
-            read_only or options.readonly,
-            settings,
-            walls,
-            path,
-            quota or quota_of_all,
-            window,
-            options.metadata_table,
-        )
+        if pythonshare.is_class(path):
+            if quota:
+                raise ValueError(f"a quota is about directories; {path} decides that itself")
+            words = [word.removeprefix(f"{tag}.") for word in options.option if word.startswith(f"{tag}.")]
+            python = pythonshare.load(options, log.about(f"share {tag}"), path, words, read_only)
+            share = python_share(tag, path, python)
+        else:
+            share = make_share(
+                tag,
+                check_path(path),
+                read_only or options.readonly,
+                settings,
+                walls,
+                path,
+                quota or quota_of_all,
+                window,
+                options.metadata_table,
+            )
         socket = os.path.join(directory, f"{tag}.sock")
         return Port(
             share,

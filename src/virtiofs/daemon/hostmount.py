@@ -4,10 +4,14 @@
 The first process only waits: for a signal, which means to unmount, and for the worker, which ends by itself when
 somebody else unmounts.  It keeps no descriptor of /dev/fuse, so the death of the worker ends all requests at once.  Its
 own death ends the worker, and the guardian of the mount point unmounts (fuse/mountpoint.py).
+
+Where the file system may be replaced while it is mounted (`reload`), the first process keeps the descriptors.  The next
+worker is ready before the last one is told to finish; what INIT agreed on is handed from one to the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -16,6 +20,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from virtiofs.daemon import channel, worker
@@ -33,9 +38,12 @@ if TYPE_CHECKING:
     from virtiofs.daemon.invalidation import Invalidator
     from virtiofs.daemon.seats import Seats
     from virtiofs.daemon.watcher import WatcherProcess
+    from virtiofs.fs.python.serving import Servable
 
 # How long the worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
+# How often it is asked whether there is another file system.
+RELOAD_SECONDS = 0.25
 # Whether this kernel can be told to look at all names anew (FUSE_NOTIFY_INC_EPOCH, Linux 6.16); behind the walls it
 # could not be asked.  One that can not trusts names only so long.
 EPOCHS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 16)
@@ -86,11 +94,24 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Log], None]:
-    """What the worker does: one thread for each descriptor, until unmounted or until its channel is closed."""
+def serve_descriptors(
+    fds: list[int], successor: bool = False
+) -> Callable[[socket.socket, Filesystem, Log], None]:
+    """What the worker does: one thread for each descriptor, until unmounted or until its channel is closed.
+
+    Then it says what the session is.  `successor`: it waits until it is told that of the worker before.
+    """
 
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         session = Session(filesystem)
+        if successor:
+            received = channel.receive(sock)
+            if received is None:
+                return
+            if received[0]["initialised"]:
+                session.resume(received[0]["minor"], received[0]["flags"])
+        told = os.dup(fds[0])
+        filesystem.use_notifications(partial(os.write, told))
         ended = os.eventfd(0)
         invalidator: Invalidator | None = None
         if filesystem.metadata is not None:
@@ -131,8 +152,12 @@ def serve_descriptors(fds: list[int]) -> Callable[[socket.socket, Filesystem, Lo
             loop.stop()
         for thread in threads:
             thread.join()
+        state = {"initialised": session.initialised, "minor": session.minor, "flags": session.flags}
+        with contextlib.suppress(OSError):  # nobody may want to know
+            channel.send(sock, state)
         session.end()
         filesystem.close()
+        os.close(told)
         if failures:
             raise failures[0]
 
@@ -208,7 +233,8 @@ class HostMount(Shares):
 
     `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `where`: what it
     is, and `read_only`: for people to read.  `seats`: in the tree's metadata table, which has a watcher then.
-    `control`, if set, answers what is asked of us meanwhile.
+    `control`, if set, answers what is asked of us meanwhile.  `reload` is asked
+    again and again whether there is another file system to go on with.
     """
 
     def __init__(
@@ -222,10 +248,13 @@ class HostMount(Shares):
         where: str = "",
         read_only: bool = False,
         seats: Seats | None = None,
+        reload: Callable[[], Servable | None] | None = None,
     ):
         super().__init__(log)
         self._share = MountedShare(mountpoint.path, where, read_only, log, seats)
         self.ports = (self._share,)
+        self._reload = reload
+        self._fds: list[int] = []
         self._keep = keep
         self._seats = seats
         self._mountpoint = mountpoint
@@ -248,12 +277,12 @@ class HostMount(Shares):
         try:
             with self._mountpoint:
                 pid, sock = self._start()
+                self._share.observe((pid, sock))
+                ready()
+                self._share.begin_watching()
+                while not self._signal and not self._wait(sock, wake):
+                    pid, sock = self._replace(pid, sock)
                 with sock:
-                    self._share.observe((pid, sock))
-                    ready()
-                    self._share.begin_watching()
-                    while not self._signal and not self._wait(sock, wake):
-                        pass
                     return self._end(pid, sock)
         except MountError as error:
             self._log.error(str(error))
@@ -281,7 +310,8 @@ class HostMount(Shares):
         for fd, events, _ in clients:
             poll.register(fd, events)
         busy = self.control is not None and self.control.busy
-        happened = dict(poll.poll(0 if busy else None))
+        pause = None if self._reload is None else int(1000 * RELOAD_SECONDS)
+        happened = dict(poll.poll(0 if busy else pause))
         if sock.fileno() in happened and channel.has_ended(sock):
             return True
         for fd, _, answer in clients:
@@ -299,6 +329,11 @@ class HostMount(Shares):
 
         self._walls.leave()
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
+        if self._reload is not None:
+            self._fds = fds
+            return worker.start(
+                self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
+            )
         try:
             return worker.start(
                 self._make,
@@ -312,6 +347,37 @@ class HostMount(Shares):
             for fd in fds[1:]:
                 os.close(fd)
             self._mountpoint.release()
+
+    def _replace(self, pid: int, sock: socket.socket) -> tuple[int, socket.socket]:
+        """Go on with another worker if there is another file system, else with this one.  Raises `WorkerError`."""
+        servable = self._reload() if self._reload is not None else None
+        if servable is None:
+            return pid, sock
+        try:
+            serve = serve_descriptors(self._fds, successor=True)
+            keep = [*self._fds, *servable.keep]
+            successor, channel_to_it = worker.start(servable.make, self._log, servable.walls, serve, keep)
+        except channel.WorkerError as error:
+            self._log.error(f"the file system before goes on: {error}")
+            return pid, sock
+        sock.shutdown(socket.SHUT_WR)
+        answered = select.select([sock], [], [], GRACE_SECONDS)[0]
+        state = channel.receive(sock) if answered else None
+        sock.close()
+        if state is None:
+            # A request that nobody answers any more; only the end of the mount ends it.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            channel_to_it.close()
+            os.waitpid(successor, 0)
+            raise channel.WorkerError(
+                f"the file system before did not finish within {GRACE_SECONDS:.0f} s; mount it again"
+            )
+        channel.send(channel_to_it, state[0])
+        os.waitpid(pid, 0)
+        self._log.info("the file system was loaded again")
+        self._share.observe((successor, channel_to_it))
+        return successor, channel_to_it
 
     def _end(self, pid: int, sock: socket.socket) -> int:
         """Unmount if we were told to, and bury the worker: the exit status."""

@@ -217,6 +217,13 @@ class Port(Observed):
             os.close(self._ring)
             self._ring = -1
 
+    def replace(self, share: Share) -> None:
+        """Give the next front end another share; one that is connected keeps what it has."""
+        self.share = share
+        if self._connection is None:
+            self._release_worker()
+            self._try_to_start_worker()
+
     def recover(self) -> None:
         """After `lost`: wait for the next front end with a fresh worker."""
         self.lost = False

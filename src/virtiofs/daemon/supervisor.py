@@ -20,6 +20,8 @@ from virtiofs.daemon.log import Log
 from virtiofs.daemon.observed import Shares
 from virtiofs.daemon.port import Port
 
+TICK_MS = 250
+
 
 class Supervisor(Shares):
     """Serves `ports` until told to end.
@@ -37,6 +39,7 @@ class Supervisor(Shares):
     ):
         super().__init__(log)
         self.ports: list[Port] = ports
+        self.tick: Callable[[], None] | None = None  # called a few times a second, if there is one
         self._leave = leave
         self._add_port = add_port
         self._leaving: list[Port] = []
@@ -97,6 +100,9 @@ class Supervisor(Shares):
         milliseconds = None if timeout is None else max(0, round((timeout - time.monotonic()) * 1000) + 1)
         if self.control is not None and self.control.busy:
             milliseconds = 0
+        if self.tick is not None:
+            self.tick()
+            milliseconds = TICK_MS if milliseconds is None else min(milliseconds, TICK_MS)
         happened = dict(poll.poll(milliseconds))
         if wake.fileno() in happened:
             wake.recv(64)

@@ -59,6 +59,13 @@ class Filesystem(Handlers):
         """Whether no name of the host's leads to a node that the guest holds any more."""
         return False
 
+    def use_notifications(self, send: object) -> None:
+        """Tell the guest's kernel by `send`, which takes a whole message (a notification of fuse.h), what changed.
+
+        Called at most once, before the first request, where the carrier can deliver.  One that says nothing has
+        nothing to do.
+        """
+
     def statistics(self) -> dict[str, int]:
         """Counters by name, for people to read."""
         return {}

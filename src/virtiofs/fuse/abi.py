@@ -182,8 +182,11 @@ FUSE_INIT_OUT = Struct(
 FUSE_SECCTX_HEADER = Struct("fuse_secctx_header", "u32 size, u32 nr_secctx")
 FUSE_SECCTX = Struct("fuse_secctx", "u32 size, u32 padding")
 FUSE_EXT_HEADER = Struct("fuse_ext_header", "u32 size, u32 type")
+# What a file system tells the kernel unasked: a fuse_out_header with `unique` 0 and the code as `error`, then these.
+FUSE_NOTIFY_POLL_WAKEUP_OUT = Struct("fuse_notify_poll_wakeup_out", "u64 kh")
 FUSE_NOTIFY_INVAL_INODE_OUT = Struct("fuse_notify_inval_inode_out", "u64 ino, i64 off, i64 len")
 FUSE_NOTIFY_INVAL_ENTRY_OUT = Struct("fuse_notify_inval_entry_out", "u64 parent, u32 namelen, u32 flags")
+FUSE_NOTIFY_STORE_OUT = Struct("fuse_notify_store_out", "u64 nodeid, u64 offset, u32 size, u32 padding")
 FUSE_NOTIFY_DELETE_OUT = Struct("fuse_notify_delete_out", "u64 parent, u64 child, u32 namelen, u32 padding")
 # Ours: what follows the reply to LOOKUP and GETATTR where that was agreed (docs/metadata-region.md).
 VERSIONS_OUT = Struct("versions_out", "u32 parent_slot, u32 slot, u64 parent_word, u64 word")
@@ -237,6 +240,8 @@ CONSTANTS = {
     "FUSE_WRITE_KILL_SUIDGID": 1 << 2,
     "FUSE_FSYNC_FDATASYNC": 1 << 0,
     "FUSE_LK_FLOCK": 1 << 0,
+    "FUSE_RELEASE_FLOCK_UNLOCK": 1 << 1,
+    "FUSE_POLL_SCHEDULE_NOTIFY": 1 << 0,
     "FUSE_IOCTL_DIR": 1 << 4,
     "FUSE_ATTR_SUBMOUNT": 1 << 0,
     "FUSE_ATTR_DAX": 1 << 1,
@@ -257,8 +262,10 @@ CONSTANTS = {
     # Ours: in `unused` of fuse_init_in, and in the first two of fuse_init_out, by who wants and has versions.
     "VERSIONS_MAGIC": 0x76657231,
     "FUSE_EXPIRE_ONLY": 1 << 0,
+    "FUSE_NOTIFY_POLL": 1,
     "FUSE_NOTIFY_INVAL_INODE": 2,
     "FUSE_NOTIFY_INVAL_ENTRY": 3,
+    "FUSE_NOTIFY_STORE": 4,
     "FUSE_NOTIFY_DELETE": 6,
     "FUSE_NOTIFY_INC_EPOCH": 8,
     "FUSE_MAX_NR_SECCTX": 31,

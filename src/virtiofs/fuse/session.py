@@ -61,6 +61,12 @@ class Session:
     def __cinit__(self, handlers: Handlers):
         self.handlers = handlers
 
+    def resume(self, minor: int, flags: int) -> None:
+        """Go on with a session that another process began: what INIT negotiated there."""
+        self.minor = minor
+        self.flags = flags
+        self.initialised = True
+
     def end(self) -> None:
         """Forget the session and all that the guest holds, as after DESTROY."""
         with cython.nogil:

@@ -56,6 +56,7 @@ class Walls:
     a window.  `descriptors`: how many the worker may have (0: as many as is useful, None: as many as we may).
     `watcher`: processes that watch the host are forked later on, and need the file handles that workers may not have.
     `features`: what else of the seccomp table the workers need, "python" or "network" (which leaves them that).
+    `files`: instead of an empty root the host's, to read with what the user may, and without any privilege.
     `warn` is given what a user should know.  Raises `ValueError` for what makes no sense, `OSError` for what
     can not be done here.
     """
@@ -75,6 +76,7 @@ class Walls:
         groups: Sequence[IdRange] = (),
         features: Sequence[str] = (),
         watcher: bool = False,
+        files: bool = False,
     ):
         permitted = capabilities.permitted()
         self._directory = None if directory is None else os.path.realpath(directory)
@@ -84,6 +86,9 @@ class Walls:
         self._warn = warn
         self._features = tuple(features)
         self._watching = HANDLES if watcher else 0
+        self._files = files and directory is None
+        if self._files:
+            self._directory, self._read_only = "/", True
         self._capabilities = 0 if directory is None else SHARE | (HANDLES if file_handles else 0)
         if changes:
             self._capabilities = capabilities.change(self._capabilities, changes)
@@ -219,9 +224,10 @@ class Walls:
     def seal(self, place: Place) -> None:
         """The last walls; nothing but serving may come after them.  Raises `OSError`."""
         inner = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") in INNER_FINDERS]
-        forget_modules()
-        if "python" in self._features:
-            sys.meta_path[:] = [*inner, NoImporter()]
+        if not self._files:  # there nothing is a guest's to write, and libraries import as they go
+            forget_modules()
+            if "python" in self._features:
+                sys.meta_path[:] = [*inner, NoImporter()]
         landlock.restrict(
             "" if self._handles else place.directory, self._read_only, "network" in self._features
         )

@@ -4,6 +4,7 @@ from virtiofs.fuse.request cimport Request
 
 cdef int getattr_(Calls calls, Request* request) except? -1
 cdef int setattr_(Calls calls, Request* request) except? -1
+cdef int statx(Calls calls, Request* request) except? -1
 cdef int access(Calls calls, Request* request) except? -1
 cdef int statfs(Calls calls, Request* request) except? -1
 cdef int setxattr(Calls calls, Request* request) except? -1

@@ -10,8 +10,16 @@ from cython.cimports.libc.errno import EINVAL, ERANGE
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 from cython.cimports.virtiofs.fs.python.calls import Calls
-from cython.cimports.virtiofs.fs.python.packing import caller_of, name_of, put_data, reply_attributes
-from cython.cimports.virtiofs.fs.python.replies import Changes, Statistics
+from cython.cimports.virtiofs.fs.python.packing import (
+    caller_of,
+    name_of,
+    put_attr,
+    put_data,
+    put_time,
+    put_valid,
+    reply_attributes,
+)
+from cython.cimports.virtiofs.fs.python.replies import Attributes, Changes, Statistics
 from cython.cimports.virtiofs.fuse.layout import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
@@ -24,17 +32,24 @@ from cython.cimports.virtiofs.fuse.layout import (
     FATTR_UID,
     FUSE_GETATTR_FH,
     fuse_access_in,
+    fuse_attr_out,
     fuse_getattr_in,
     fuse_getxattr_in,
     fuse_getxattr_out,
     fuse_kstatfs,
     fuse_setattr_in,
     fuse_setxattr_in,
+    fuse_statx_in,
+    fuse_statx_out,
+    fuse_sx_time,
 )
-from cython.cimports.virtiofs.fuse.request import Request
+from cython.cimports.virtiofs.fuse.request import Request, scatter
 
 # In nanoseconds: the year 2262, to which later ones are cut.
 LATEST = (1 << 63) - 1
+# STATX_* of <linux/stat.h>: what `mask` says is there.
+STATX_BASIC = cython.declare(uint32_t, 0x7FF)
+STATX_BTIME = cython.declare(uint32_t, 0x800)
 
 
 @cython.cfunc
@@ -74,6 +89,60 @@ def setattr_(calls: Calls, request: cython.pointer(Request)) -> cython.int:
     handle = asked.fh if asked.valid & FATTR_FH else None
     found = calls.result(calls.fs.setattr(request.header.nodeid, changes, handle))
     return reply_attributes(request, found, "setattr")
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def put_sx_time(out: cython.pointer(fuse_sx_time), seconds: uint64_t, nanoseconds: uint32_t) -> cython.void:
+    out.tv_sec = cython.cast(int64_t, seconds)
+    out.tv_nsec = nanoseconds
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def statx(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    """What GETATTR says, and the time of birth: `getattr` answers both."""
+    asked: cython.pointer(fuse_statx_in) = cython.cast(cython.pointer(fuse_statx_in), request.args)
+    attr: fuse_attr_out
+    out: fuse_statx_out
+    seconds: uint64_t = 0
+    nanoseconds: uint32_t = 0
+    handle = asked.fh if asked.getattr_flags & FUSE_GETATTR_FH else None
+    found: object = calls.result(calls.fs.getattr(request.header.nodeid, handle))
+    if not isinstance(found, Attributes):
+        raise TypeError(f"getattr returns Attributes, not {found!r}")
+    attributes: Attributes = found
+    memset(cython.address(out), 0, cython.sizeof(fuse_statx_out))
+    memset(cython.address(attr), 0, cython.sizeof(fuse_attr_out))
+    put_attr(cython.address(attr.attr), attributes, request.header.nodeid)
+    put_valid(cython.address(out.attr_valid), cython.address(out.attr_valid_nsec), attributes.valid)
+    out.stat.mask = STATX_BASIC
+    out.stat.blksize = attr.attr.blksize
+    out.stat.nlink = attr.attr.nlink
+    out.stat.uid = attr.attr.uid
+    out.stat.gid = attr.attr.gid
+    out.stat.mode = attr.attr.mode
+    out.stat.ino = attr.attr.ino
+    out.stat.size = attr.attr.size
+    out.stat.blocks = attr.attr.blocks
+    out.stat.rdev_major = attr.attr.rdev >> 8 & 0xFFF
+    out.stat.rdev_minor = attr.attr.rdev & 0xFF | attr.attr.rdev >> 12 & 0xFFF00
+    put_sx_time(cython.address(out.stat.atime), attr.attr.atime, attr.attr.atimensec)
+    put_sx_time(cython.address(out.stat.mtime), attr.attr.mtime, attr.attr.mtimensec)
+    put_sx_time(cython.address(out.stat.ctime), attr.attr.ctime, attr.attr.ctimensec)
+    if attributes.btime_ns:
+        put_time(cython.address(seconds), cython.address(nanoseconds), attributes.btime_ns)
+        put_sx_time(cython.address(out.stat.btime), seconds, nanoseconds)
+        out.stat.mask |= STATX_BTIME
+    # In place: it is larger than what else a thread of the pool has room for.
+    request.in_place = True
+    request.reply_size = scatter(
+        cython.address(out),
+        cython.address(request.out),
+        cython.address(request.out_count),
+        cython.sizeof(fuse_statx_out),
+    )
+    return 0
 
 
 @cython.cfunc

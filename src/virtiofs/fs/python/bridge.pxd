@@ -4,6 +4,7 @@ from virtiofs.fuse.request cimport OPCODES, Request
 
 cdef class Bridge(Calls):
     cdef object life             # what is told of beginning and end: a Filesystem or a PathFilesystem
+    cdef bint told_who           # it has `asked_by`
     cdef Step steps[OPCODES]
 
     cdef int serve(self, Request* request) noexcept

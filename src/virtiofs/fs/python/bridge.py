@@ -13,15 +13,16 @@ its request and is EIO for the guest.
 import inspect
 
 import cython
-from cython.cimports.libc.errno import EIO
+from cython.cimports.libc.errno import EAGAIN, EIO
 from cython.cimports.libc.stdint import uint64_t
-from cython.cimports.virtiofs.fs.python import attributes, directories, files, names
+from cython.cimports.virtiofs.fs.python import attributes, directories, files, locks, names
 from cython.cimports.virtiofs.fs.python.calls import Calls, Step
+from cython.cimports.virtiofs.fs.python.packing import caller_of, node_of, set_epoch
 from cython.cimports.virtiofs.fuse import layout
-from cython.cimports.virtiofs.fuse.request import OPCODES, WOULD_BLOCK, Request
+from cython.cimports.virtiofs.fuse.request import OPCODES, WAIT, WOULD_BLOCK, Request
 
 from virtiofs.fs.python.calls import METHODS, NAMES
-from virtiofs.fs.python.filesystem import CHANGING, OPERATIONS
+from virtiofs.fs.python.filesystem import CHANGING, OPERATIONS, Life
 from virtiofs.fs.python.paths import PathFilesystem, PathNodes
 
 INIT_FLAGS = (
@@ -38,27 +39,50 @@ INIT_FLAGS = (
 MAX_THREADS = 64
 # Methods that are done without where they are absent.
 ALWAYS = ("opendir", "releasedir", "open", "statfs", "release")
+# Requests that take one of several methods, or that a method of another name answers.
+ANY_OF = {
+    "setlk": {"setlk", "flock"},
+    "getlk": {"getlk"},
+    "flush": {"flush", "setlk"},
+    "statx": {"birth_times"},
+}
+# Called on whatever thread took the request, as they never wait.
+AT_ONCE = ("forget", "getlk", "setlk")
+LOOPS = {"asyncio": "Awaiting", "trio": "TrioAwaiting"}
 
 
 @cython.cclass
 class Bridge(Calls):
     """Serves `filesystem`.  `log` is given a line for each mistake of it; `directory`: what `start` is told.
 
+    `epoch`: it is the so-many-th that serves its mount, 1 to 65535; 0: there is no other.
+
     Raises `ValueError` for settings that make no sense, and whatever `start` raises.
     """
 
-    def __cinit__(self, filesystem: object, log: object, directory: str = "", read_only: bool = False):
+    def __cinit__(
+        self, filesystem: object, log: object, directory: str = "", read_only: bool = False, epoch: int = 0
+    ):
         i: cython.int
+        set_epoch(epoch)
         self.life = filesystem
         self.log = log
         self.listings = {}
-        self.next_listing = 1
+        self.next_listing = (cython.cast(uint64_t, epoch) << 48) + 1
         self.told = {}
         paths: bool = isinstance(filesystem, PathFilesystem)
-        if any(is_async(getattr(filesystem, name)) for name in OPERATIONS if hasattr(filesystem, name)):
-            from virtiofs.fs.python.awaiting import Awaiting
+        loop: object = filesystem.loop
+        if loop is None and any(
+            is_async(getattr(filesystem, name)) for name in OPERATIONS if hasattr(filesystem, name)
+        ):
+            loop = "asyncio"
+        if loop is not None:
+            if loop not in LOOPS:
+                raise ValueError(f'`loop` is "asyncio" or "trio", not {loop!r}')
+            from virtiofs.fs.python import awaiting
 
-            self.awaiting = Awaiting()
+            self.awaiting = getattr(awaiting, LOOPS[loop])()
+        self.told_who = type(filesystem).asked_by is not Life.asked_by
         self.fs = PathNodes(filesystem, self.awaiting) if paths else filesystem
         there: frozenset = self.fs.implemented()
         self.absent = frozenset(OPERATIONS - there)
@@ -69,6 +93,14 @@ class Bridge(Calls):
         changes: object = filesystem.read_only
         self.read_only = read_only or (not there & CHANGING if changes is None else bool(changes))
         self.init_flags = INIT_FLAGS
+        if "setlk" in there:
+            self.init_flags |= layout.FUSE_POSIX_LOCKS
+        if "flock" in there:
+            self.init_flags |= layout.FUSE_FLOCK_LOCKS
+        if "ioctl" in there:
+            self.init_flags |= layout.FUSE_HAS_IOCTL_DIR
+        if filesystem.birth_times:
+            there |= {"birth_times"}
         self.context = cython.cast(cython.p_void, self)
         self.reset = drop_all
         if self.awaiting is not None:
@@ -77,33 +109,49 @@ class Bridge(Calls):
         for i in range(OPCODES):
             name = NAMES.get(i, "")
             name = METHODS.get(name, name)
-            if self.steps[i] != cython.NULL and (name in there or name in ALWAYS):
-                self.table[i] = enter_at_once if name == "forget" else enter
+            if self.steps[i] != cython.NULL and (name in ALWAYS or ANY_OF.get(name, {name}) & there):
+                self.table[i] = enter_at_once if name in AT_ONCE else enter
         filesystem.start(directory)
 
     def close(self) -> None:
         """The end: nothing is called any more."""
         if self.awaiting is not None:
             self.awaiting.close()
+        if self.life._notifier is not None:
+            self.life._notifier.close()
         self.life.close()
+
+    def use_notifications(self, send: object) -> None:
+        """Let the file system tell the guest's kernel by `send` what it is to forget."""
+        from virtiofs.fs.python.notifying import Notifier
+
+        self.life._notifier = Notifier(send, self.log, self.next_listing >> 48)
 
     @cython.cfunc
     @cython.exceptval(check=False)
     def serve(self, request: cython.pointer(Request)) -> cython.int:
         """Call the request's step: 0 or a negative errno.  Whatever is raised ends here."""
         caught: object = None
+        node: uint64_t = request.header.nodeid
         try:
+            request.header.nodeid = node_of(node)
             if self.awaiting is not None:
                 self.awaiting.serve(request.header.unique)
+            if self.told_who:
+                self.life.asked_by(caller_of(request))
             self.steps[request.header.opcode](self, request)
             return 0
         except OSError as error:
             code = error.errno
             if isinstance(code, int) and 0 < code < 512:
+                if code == EAGAIN and request.header.opcode == layout.FUSE_SETLKW:
+                    return WAIT
                 return -cython.cast(cython.int, code)
             caught = error
         except BaseException as error:
             caught = error
+        finally:
+            request.header.nodeid = node  # as it may be asked again
         try:
             self.tell(request, caught)
         except BaseException:
@@ -211,6 +259,14 @@ def fill_steps(steps: cython.pointer(Step)) -> cython.void:
     steps[layout.FUSE_FALLOCATE] = files.fallocate
     steps[layout.FUSE_LSEEK] = files.lseek
     steps[layout.FUSE_SYNCFS] = files.syncfs
+    steps[layout.FUSE_COPY_FILE_RANGE] = files.copy_file_range
+    steps[layout.FUSE_COPY_FILE_RANGE_64] = files.copy_file_range
+    steps[layout.FUSE_IOCTL] = files.ioctl
+    steps[layout.FUSE_POLL] = files.poll
+    steps[layout.FUSE_STATX] = attributes.statx
+    steps[layout.FUSE_GETLK] = locks.getlk
+    steps[layout.FUSE_SETLK] = locks.setlk
+    steps[layout.FUSE_SETLKW] = locks.setlk
     steps[layout.FUSE_OPENDIR] = directories.opendir
     steps[layout.FUSE_RELEASEDIR] = directories.releasedir
     steps[layout.FUSE_FSYNCDIR] = directories.fsyncdir

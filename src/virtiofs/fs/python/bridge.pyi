@@ -11,4 +11,5 @@ class Bridge(Served):
         log: Callable[[str], None],
         directory: str = "",
         read_only: bool = False,
+        epoch: int = 0,
     ) -> None: ...

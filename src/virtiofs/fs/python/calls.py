@@ -15,7 +15,10 @@ TELL_AGAIN_SECONDS = 60.0
 MOST_TOLD = 256
 NAMES = {operation.opcode: operation.name for operation in abi.OPERATIONS}
 # The method of an operation that has another name.
-METHODS = {"rename2": "rename", "readdirplus": "readdir", "batch_forget": "forget"}
+METHODS = {
+    **{"rename2": "rename", "readdirplus": "readdir", "batch_forget": "forget", "setlkw": "setlk"},
+    "copy_file_range_64": "copy_file_range",
+}
 
 
 @cython.cclass

@@ -8,6 +8,7 @@ cdef class Listing:
     cdef uint64_t handle         # the file system's
     cdef list entries            # what it yielded, or None before it is read
 
+cdef uint64_t handle_of(Calls calls, uint64_t handle) except? 0
 cdef int opendir(Calls calls, Request* request) except? -1
 cdef int releasedir(Calls calls, Request* request) except? -1
 cdef int fsyncdir(Calls calls, Request* request) except? -1

@@ -91,6 +91,13 @@ def listing_of(calls: Calls, handle: uint64_t) -> Listing:
 
 
 @cython.cfunc
+@cython.exceptval(0)
+def handle_of(calls: Calls, handle: uint64_t) -> uint64_t:
+    """The file system's handle of an open directory."""
+    return listing_of(calls, handle).handle
+
+
+@cython.cfunc
 @cython.exceptval(-1)
 def releasedir(calls: Calls, request: cython.pointer(Request)) -> cython.int:
     asked: cython.pointer(fuse_release_in) = cython.cast(cython.pointer(fuse_release_in), request.args)

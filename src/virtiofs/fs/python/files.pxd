@@ -13,3 +13,6 @@ cdef int fsync(Calls calls, Request* request) except? -1
 cdef int fallocate(Calls calls, Request* request) except? -1
 cdef int lseek(Calls calls, Request* request) except? -1
 cdef int syncfs(Calls calls, Request* request) except? -1
+cdef int copy_file_range(Calls calls, Request* request) except? -1
+cdef int ioctl(Calls calls, Request* request) except? -1
+cdef int poll(Calls calls, Request* request) except? -1

@@ -25,7 +25,11 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Collection, Iterable
 from typing import TypeAlias, TypeVar
 
-from virtiofs.fs.python.replies import Attributes, Caller, Changes, Entry, Opened, Statistics
+from virtiofs.fs.python.replies import Attributes, Caller, Changes, Entry, Lock, Opened, Statistics
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtiofs.fs.python.notifying import Notifier
 
 Result = TypeVar("Result")
 # What a method may return: a result, or in an `async def` the promise of one.
@@ -47,7 +51,8 @@ class Life:
 
     needs: Collection[str] = frozenset()
     """What the walls around the process that serves must leave open: "network", and the absolute path of one directory,
-    which becomes its root.  Without one it sees an empty root directory.  `__init__` may set it.
+    which becomes its root.  Without one it sees an empty root directory.  "files" in place of a directory: all files of
+    the host, to read as the user may, for libraries that open and import what they like.  `__init__` may set it.
     """
 
     threads: int = 8
@@ -60,6 +65,16 @@ class Life:
     """Seconds that methods may still take when the guest resets the device; then it loses the device, in place of
     waiting for ever.
     """
+
+    loop: str | None = None
+    """The event loop that runs what methods return to await: "asyncio" or "trio".  None: asyncio, if there is a method
+    that is `async def`.
+    """
+
+    birth_times: bool = False
+    """`Attributes.btime_ns` says when files were made; the guest then asks for attributes once more for statx(2)."""
+
+    _notifier: Notifier | None = None
 
     def start(self, directory: str) -> None:
         """Called once in the process that serves, inside its walls, before the first request.
@@ -77,6 +92,13 @@ class Life:
 
     def close(self) -> None:
         """The last call, when the process that serves ends."""
+
+    def asked_by(self, caller: Caller) -> None:
+        """Called before each method on the same thread, if it is there: who asks, for methods that are not told."""
+
+    def notify_poll(self, wake: int) -> bool:
+        """Something happened to the file of which `poll` was told `wake`.  Whether a carrier delivers it."""
+        return self._notifier is not None and self._notifier.poll(wake)
 
 
 class Filesystem(Life):
@@ -274,6 +296,73 @@ class Filesystem(Life):
         """Return when all that was written is safe (syncfs(2))."""
         raise unanswered()
 
+    def copy_file_range(
+        self, node: int, handle: int, offset: int, to_node: int, to_handle: int, to_offset: int, size: int
+    ) -> Maybe[int]:
+        """Copy `size` bytes at `offset` to `to_offset` of another open file, or of the same: how many.
+
+        If absent, or with EOPNOTSUPP, the guest reads and writes.
+        """
+        raise unanswered()
+
+    def ioctl(
+        self, node: int, handle: int, command: int, data: bytes, room: int
+    ) -> Maybe[bytes | tuple[int, bytes]]:
+        """ioctl(2) on an open file or directory: at most `room` bytes, or what it returns, and these.
+
+        `command` says by its bits (_IOC of <linux/ioctl.h>) what `data` holds and what room there is; a pointer in
+        `data` means nothing here.  Raise ENOTTY for those you do not know.
+        """
+        raise unanswered()
+
+    def poll(self, node: int, handle: int, events: int, wake: int | None) -> Maybe[int]:
+        """Which of `events` (select.POLLIN, ...) an open file is ready for.
+
+        `wake`: somebody waits; call `notify_poll(wake)` once when that may have changed.  If absent, files are always
+        ready.
+        """
+        raise unanswered()
+
+    # --- locks ---
+    # If absent, locks are kept by the guest's kernel, which for a file system of one guest is as good.
+
+    def getlk(self, node: int, handle: int, owner: int, lock: Lock) -> Maybe[Lock | None]:
+        """A lock of somebody else that is in the way of `lock`, or None (fcntl(2), F_GETLK)."""
+        raise unanswered()
+
+    def setlk(self, node: int, handle: int, owner: int, lock: Lock) -> Maybe[None]:
+        """Set `lock` for `owner`, in place of the owner's others on these bytes; of kind F_UNLCK: remove them.
+
+        Raises EAGAIN (`BlockingIOError`) if a lock of somebody else is in the way.  It is called on the thread that
+        takes requests and must not wait: for a program that waits (F_SETLKW) it is called again from time to time,
+        until it succeeds or the program is interrupted.  When a descriptor is closed, it is called to remove all that
+        its owner has.
+        """
+        raise unanswered()
+
+    def flock(self, node: int, handle: int, owner: int, operation: int) -> Maybe[None]:
+        """Lock a whole file: fcntl.LOCK_SH, LOCK_EX or LOCK_UN.  As `setlk`; the owner is the open file."""
+        raise unanswered()
+
+    # --- what the guest is told ---
+    # False: nobody can deliver it.  /dev/fuse can; over virtio the device must have a notification queue.  They never
+    # wait, and may be called from any thread and inside a method.
+
+    def invalidate_inode(self, node: int, attributes_only: bool = False) -> bool:
+        """Have the guest's kernel ask for attributes and data of a node again, whatever it was promised."""
+        return self._notifier is not None and self._notifier.inode(node, attributes_only)
+
+    def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> bool:
+        """Have it ask for a name again, which may be there now or not any more.
+
+        `deleted`: this node had the name and was removed, which programs that watch it (inotify) hear.
+        """
+        return self._notifier is not None and self._notifier.entry(parent, name, deleted)
+
+    def notify_store(self, node: int, offset: int, data: bytes) -> bool:
+        """Give it data of a file (at most a mebibyte) that it has not asked for, to keep as if it had."""
+        return self._notifier is not None and self._notifier.store(node, offset, data)
+
     # --- what is there ---
 
     def implemented(self) -> frozenset[str]:
@@ -291,10 +380,11 @@ def overridden(cls: type, base: type) -> frozenset[str]:
 CHANGING = frozenset(
     (
         *("symlink", "mknod", "mkdir", "unlink", "rmdir", "rename", "link", "setattr", "setxattr"),
-        *("removexattr", "create", "tmpfile", "write", "fallocate"),
+        *("removexattr", "create", "tmpfile", "write", "fallocate", "copy_file_range"),
     )
 )
 OPERATIONS = CHANGING | {
     *("lookup", "forget", "readlink", "getattr", "access", "statfs", "getxattr", "listxattr", "open", "read"),
     *("flush", "release", "fsync", "lseek", "opendir", "readdir", "releasedir", "fsyncdir", "syncfs"),
+    *("ioctl", "poll", "getlk", "setlk", "flock"),
 }

@@ -13,10 +13,11 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+from virtiofs.fs.adapters import foreign
 from virtiofs.fs.python.filesystem import Filesystem
 from virtiofs.fs.python.paths import PathFilesystem
 
@@ -25,9 +26,10 @@ PRELOADED = (
     *("asyncio", "bisect", "calendar", "contextlib", "copy", "datetime", "decimal", "encodings.ascii"),
     *("encodings.cp437", "encodings.idna", "encodings.latin_1", "encodings.utf_8", "heapq", "inspect"),
     *("linecache", "locale", "random", "stat", "string", "struct", "tempfile", "textwrap", "threading"),
-    *("tokenize", "traceback", "virtiofs.fs.python.awaiting", "warnings", "weakref"),
+    *("tokenize", "traceback", "virtiofs.fs.python.awaiting", "virtiofs.fs.python.notifying"),
+    *("warnings", "weakref"),
 )
-NETWORK = "network"
+NETWORK, FILES = "network", "files"
 WORDS = {
     "1": True,
     "yes": True,
@@ -41,29 +43,52 @@ WORDS = {
 
 
 def names_class(text: str) -> bool:
-    """Whether `text` is "module:Class" or "path/file.py:Class", and not the path of a directory or a file."""
+    """Whether `text` is "module:Class", "path/file.py:Class" or a URL, and not the path of a directory or a file."""
+    if foreign.is_url(text):
+        return not os.path.lexists(text)
     module, colon, name = text.rpartition(":")
     looks = module.endswith(".py") or all(part.isidentifier() for part in module.split("."))
     return bool(colon) and name.isidentifier() and looks and not os.path.lexists(text)
 
 
 def load(text: str, options: Sequence[str] = ()) -> Filesystem | PathFilesystem:
-    """The file system of "module:Class", made with `options`, "key=value" each.
+    """The file system of "module:Class" or of an fsspec URL, made with `options`, "key=value" each.
 
     Raises `ValueError` saying what is wrong with it.
     """
+    if foreign.is_url(text):
+        return load_url(text, options)
     where, _, name = text.rpartition(":")
     module = import_file(where) if where.endswith(".py") else import_module(where)
     cls = getattr(module, name, None)
-    if not isinstance(cls, type) or not issubclass(cls, (Filesystem, PathFilesystem)):
+    ours = isinstance(cls, type) and issubclass(cls, (Filesystem, PathFilesystem))
+    adapter = foreign.adapter_of(cls) if isinstance(cls, type) and not ours else None
+    if not isinstance(cls, type) or not (ours or adapter):
         raise ValueError(
-            f"{where} has no class {name} that is derived from virtiofs.Filesystem or virtiofs.PathFilesystem"
+            f"{where} has no class {name} that is derived from virtiofs.Filesystem or virtiofs.PathFilesystem, nor from"
+            " Operations of pyfuse3 or mfusepy"
         )
-    arguments = read_options(cls, options)
+    made = make(cls, text, read_options(cls, options))
+    return adapter(made) if adapter is not None else made
+
+
+def make(cls: Callable[..., Any], text: str, arguments: dict[str, Any]) -> Any:
+    """Call a constructor.  Raises `ValueError`."""
     try:
         return cls(**arguments)
     except Exception as error:
         raise ValueError(f"{text} can not be made: {type(error).__name__}: {error}") from error
+
+
+def load_url(url: str, options: Sequence[str]) -> PathFilesystem:
+    """The tree at an fsspec URL.  Raises `ValueError`."""
+    try:
+        from virtiofs.fs.adapters.from_fsspec import FsspecFilesystem
+    except ImportError as error:
+        raise ValueError(f"{url}: {error}; pip install virtiofs[fsspec]") from None
+    arguments = {"url": url, **read_options(FsspecFilesystem, [f"url={url}", *options])}
+    made: PathFilesystem = make(FsspecFilesystem, url, arguments)
+    return made
 
 
 def import_module(name: str) -> ModuleType:
@@ -146,17 +171,20 @@ def open_descriptors() -> set[int]:
     return found
 
 
-def needs_of(filesystem: Filesystem | PathFilesystem) -> tuple[str, bool]:
-    """Directory ("": none) and network, as `needs` asks for them.  Raises `ValueError`."""
+def needs_of(filesystem: Filesystem | PathFilesystem, more: Sequence[str] = ()) -> tuple[str, bool, bool]:
+    """Directory ("": none), network and files, as `needs` and `more` ask for them.  Raises `ValueError`."""
     needs = {filesystem.needs} if isinstance(filesystem.needs, str) else set(filesystem.needs)
-    directories = sorted(needs - {NETWORK})
+    needs |= set(more)
+    directories = sorted(needs - {NETWORK, FILES})
     if len(directories) > 1:
         raise ValueError(f"`needs` names more than one directory: {', '.join(directories)}")
     for directory in directories:
         if not os.path.isabs(directory):
             raise ValueError(
-                f'`needs` names "network" or the absolute path of a directory, not {directory!r}'
+                f'`needs` names "network", "files" or the absolute path of a directory, not {directory!r}'
             )
         if not os.path.isdir(directory):
             raise ValueError(f"`needs` names {directory}, which is no directory")
-    return directories[0] if directories else "", NETWORK in needs
+    if directories and FILES in needs:
+        raise ValueError(f"`needs` names {directories[0]} as the root, and all files; choose one of the two")
+    return directories[0] if directories else "", NETWORK in needs, FILES in needs

@@ -4,6 +4,9 @@ from virtiofs.fs.python.replies cimport Attributes, Caller, Entry
 from virtiofs.fuse.layout cimport fuse_attr, fuse_entry_out, fuse_open_out
 from virtiofs.fuse.request cimport Request
 
+cdef void set_epoch(uint64_t number) noexcept
+cdef bint is_stale(uint64_t node) noexcept nogil
+cdef uint64_t node_of(uint64_t number) except? 0
 cdef bytes name_of(Request* request, int i)
 cdef Caller caller_of(Request* request)
 cdef void put_time(uint64_t* seconds, uint32_t* rest, int64_t ns) noexcept

@@ -7,6 +7,7 @@ would choke on is refused by `TypeError`, `ValueError` or `OverflowError`.
 
 import cython
 from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
+from cython.cimports.libc.errno import ESTALE
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 from cython.cimports.virtiofs.fs.python.replies import Attributes, Caller, Entry, Opened
@@ -25,6 +26,37 @@ from cython.cimports.virtiofs.fuse.request import Request, scatter
 
 # No validity is longer: enough for ever, and what the kernel converts does not overflow (seconds).
 MOST_VALID = cython.declare(cython.double, 1e9)
+
+
+# With --reload, node ids say in their upper bits which file system gave them out; 0: there is only one.
+EPOCH_SHIFT = cython.declare(cython.int, 48)
+EPOCH_MASK = cython.declare(uint64_t, (1 << 48) - 1)
+epoch = cython.declare(uint64_t, 0)
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def set_epoch(number: uint64_t) -> cython.void:
+    """The file system of this process is the `number`th of its mount.  The guest's kernel then keeps nothing."""
+    global epoch
+    epoch = number
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_stale(node: uint64_t) -> cython.bint:
+    """Whether an earlier file system of this mount gave the number out."""
+    return epoch != 0 and node != FUSE_ROOT_ID and node >> EPOCH_SHIFT != epoch
+
+
+@cython.cfunc
+@cython.exceptval(0)
+def node_of(number: uint64_t) -> uint64_t:
+    """The file system's node id of what the guest says.  Raises ESTALE for one of an earlier file system."""
+    if is_stale(number):
+        raise OSError(ESTALE, "given out before the file system was loaded again")
+    return number & EPOCH_MASK if epoch else number
 
 
 @cython.cfunc
@@ -59,6 +91,8 @@ def put_valid(
         raise ValueError(f"`valid` is a number of seconds, 0 or more, not {valid}")
     if valid > MOST_VALID:
         valid = MOST_VALID
+    if epoch:
+        valid = 0
     seconds[0] = cython.cast(uint64_t, valid)
     rest[0] = cython.cast(uint32_t, (valid - cython.cast(cython.double, seconds[0])) * 1e9)
     return 0
@@ -98,6 +132,10 @@ def put_entry(out: cython.pointer(fuse_entry_out), entry: Entry) -> cython.int:
         raise ValueError("node 1 is the root, which has no name")
     memset(out, 0, cython.sizeof(fuse_entry_out))
     out.nodeid = entry.node
+    if epoch and entry.node:
+        if entry.node >> EPOCH_SHIFT:
+            raise ValueError(f"with --reload, node ids are below 2**48: {entry.node}")
+        out.nodeid |= epoch << EPOCH_SHIFT
     out.generation = entry.generation
     put_valid(cython.address(out.entry_valid), cython.address(out.entry_valid_nsec), entry.valid)
     if entry.node:
@@ -115,9 +153,9 @@ def put_opened(out: cython.pointer(fuse_open_out), found: object) -> cython.int:
         out.fh = opened.handle
         if opened.direct_io:
             out.open_flags |= FOPEN_DIRECT_IO
-        if opened.keep_cache:
+        if opened.keep_cache and not epoch:
             out.open_flags |= FOPEN_KEEP_CACHE
-        if opened.cache_directory:
+        if opened.cache_directory and not epoch:
             out.open_flags |= FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE
         if opened.parallel_direct_writes:
             out.open_flags |= FOPEN_PARALLEL_DIRECT_WRITES

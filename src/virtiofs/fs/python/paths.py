@@ -23,10 +23,11 @@ from virtiofs.fs.python.filesystem import (
     overridden,
     unanswered,
 )
-from virtiofs.fs.python.replies import Attributes, Caller, Changes, Entry, Opened, Statistics
+from virtiofs.fs.python.replies import Attributes, Caller, Changes, Entry, Lock, Opened, Statistics
 
 if TYPE_CHECKING:
     from virtiofs.fs.python.awaiting import Awaiting
+    from virtiofs.fs.python.notifying import Notifier
 
 # What a guest may know, and have open, at a time.
 MOST_NODES = 1 << 20
@@ -165,6 +166,60 @@ class PathFilesystem(Life):
         """Return when all that was written is safe."""
         raise unanswered()
 
+    def copy_file_range(
+        self, path: str, handle: int, offset: int, to_path: str, to_handle: int, to_offset: int, size: int
+    ) -> Maybe[int]:
+        """Copy a part of an open file to another: how many bytes."""
+        raise unanswered()
+
+    def ioctl(
+        self, path: str, handle: int, command: int, data: bytes, room: int
+    ) -> Maybe[bytes | tuple[int, bytes]]:
+        """ioctl(2) on an open file or directory."""
+        raise unanswered()
+
+    def poll(self, path: str, handle: int, events: int, wake: int | None) -> Maybe[int]:
+        """Which of `events` an open file is ready for."""
+        raise unanswered()
+
+    def getlk(self, path: str, handle: int, owner: int, lock: Lock) -> Maybe[Lock | None]:
+        """A lock that is in the way."""
+        raise unanswered()
+
+    def setlk(self, path: str, handle: int, owner: int, lock: Lock) -> Maybe[None]:
+        """Set a lock, or remove some; raises EAGAIN."""
+        raise unanswered()
+
+    def flock(self, path: str, handle: int, owner: int, operation: int) -> Maybe[None]:
+        """Lock a whole file; raises EAGAIN."""
+        raise unanswered()
+
+    # --- what the guest is told: as in `Filesystem`; a path that it does not know is nothing to forget ---
+
+    _guest: PathNodes | None = None
+
+    def invalidate_inode(self, path: str, attributes_only: bool = False) -> bool:
+        """Have the guest's kernel ask for attributes and data again."""
+        return self._notifier is not None and (
+            self._guest is None or self._guest.tell_inode(path, self._notifier, attributes_only)
+        )
+
+    def invalidate_entry(self, path: str, deleted: bool = False) -> bool:
+        """Have it ask for a name again; `deleted`: it was removed."""
+        return self._notifier is not None and (
+            self._guest is None or self._guest.tell_entry(path, self._notifier, deleted)
+        )
+
+    def notify_store(self, path: str, offset: int, data: bytes) -> bool:
+        """Give it data of a file that it has not asked for."""
+        return self._notifier is not None and (
+            self._guest is None or self._guest.tell_data(path, self._notifier, offset, data)
+        )
+
+    def implemented(self) -> frozenset[str]:
+        """The operations this file system has a method for."""
+        return overridden(type(self), PathFilesystem)
+
 
 class Node:
     """A file that the guest knows: its name in its parent, None when it has none any more."""
@@ -185,6 +240,7 @@ class PathNodes(Filesystem):
 
     def __init__(self, paths: PathFilesystem, awaiting: Awaiting | None):
         self._paths = paths
+        paths._guest = self
         self._awaiting = awaiting
         self._lock = threading.Lock()  # over all nodes; held for no call of a method
         self._nodes: dict[int, Node] = {}
@@ -193,7 +249,7 @@ class PathNodes(Filesystem):
         self._begin()
 
     def implemented(self) -> frozenset[str]:
-        return overridden(type(self._paths), PathFilesystem) | {"lookup", "forget"}
+        return self._paths.implemented() | {"lookup", "forget"}
 
     def reset(self) -> None:
         with self._lock:
@@ -291,6 +347,34 @@ class PathNodes(Filesystem):
             above.children[name] = node
             if old is not None:
                 self._drop(old)
+
+    def _find(self, path: str) -> Node | None:
+        """The node of a path that the guest knows; under the lock."""
+        node: Node | None = self._nodes[ROOT]
+        for name in filter(None, os.fsencode(path).split(b"/")):
+            node = node.children.get(name) if node is not None else None
+        return node
+
+    def tell_inode(self, path: str, notifier: Notifier, attributes_only: bool) -> bool:
+        with self._lock:
+            node = self._find(path)
+        return node is None or notifier.inode(node.number, attributes_only)
+
+    def tell_entry(self, path: str, notifier: Notifier, deleted: bool) -> bool:
+        above, _, name = path.rpartition("/")
+        with self._lock:
+            parent = self._find(above)
+            known = self._find(path) if deleted else None
+            if deleted and known is not None and parent is not None:
+                self._detach(parent.number, os.fsencode(name))
+        if parent is None:
+            return True
+        return notifier.entry(parent.number, os.fsencode(name), known.number if known is not None else 0)
+
+    def tell_data(self, path: str, notifier: Notifier, offset: int, data: bytes) -> bool:
+        with self._lock:
+            node = self._find(path)
+        return node is None or notifier.store(node.number, offset, data)
 
     def _drop(self, node: Node) -> None:
         """Forget a node that neither the guest knows nor one below it, and those above for which that was all."""
@@ -440,3 +524,26 @@ class PathNodes(Filesystem):
 
     def syncfs(self, node: int) -> Maybe[None]:
         return self._paths.syncfs(self._path(node))
+
+    def copy_file_range(
+        self, node: int, handle: int, offset: int, to_node: int, to_handle: int, to_offset: int, size: int
+    ) -> Maybe[int]:
+        path, to_path = self._path(node, None, handle), self._path(to_node, None, to_handle)
+        return self._paths.copy_file_range(path, handle, offset, to_path, to_handle, to_offset, size)
+
+    def ioctl(
+        self, node: int, handle: int, command: int, data: bytes, room: int
+    ) -> Maybe[bytes | tuple[int, bytes]]:
+        return self._paths.ioctl(self._path(node, None, handle), handle, command, data, room)
+
+    def poll(self, node: int, handle: int, events: int, wake: int | None) -> Maybe[int]:
+        return self._paths.poll(self._path(node, None, handle), handle, events, wake)
+
+    def getlk(self, node: int, handle: int, owner: int, lock: Lock) -> Maybe[Lock | None]:
+        return self._paths.getlk(self._path(node, None, handle), handle, owner, lock)
+
+    def setlk(self, node: int, handle: int, owner: int, lock: Lock) -> Maybe[None]:
+        return self._paths.setlk(self._path(node, None, handle), handle, owner, lock)
+
+    def flock(self, node: int, handle: int, owner: int, operation: int) -> Maybe[None]:
+        return self._paths.flock(self._path(node, None, handle), handle, owner, operation)

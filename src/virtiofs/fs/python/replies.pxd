@@ -15,6 +15,7 @@ cdef class Attributes:
     cdef public int64_t mtime_ns
     cdef public int64_t ctime_ns
     cdef public double valid
+    cdef public int64_t btime_ns
 
 cdef class Entry:
     cdef public uint64_t node
@@ -45,6 +46,12 @@ cdef class Changes:
     cdef readonly object size
     cdef readonly object atime_ns
     cdef readonly object mtime_ns
+
+cdef class Lock:
+    cdef readonly uint32_t kind
+    cdef readonly uint64_t start
+    cdef readonly uint64_t end
+    cdef readonly uint32_t pid
 
 cdef class Caller:
     cdef readonly uint32_t uid

@@ -17,6 +17,7 @@ class Attributes:
     `mode` with its type (`stat.S_IFREG | 0o644`), `size` in bytes, times in nanoseconds since 1970.  `ino` 0: the
     guest is shown the node id.  `blocks` of 512 bytes; -1: as many as `size` takes.  `rdev`: of device nodes, as
     `os.makedev` makes it.  `valid`: seconds for which the guest need not ask again (0: it asks each time).
+    `btime_ns`: when it was made, for those with `birth_times`; 0: nobody knows.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Attributes:
         mtime_ns: int = 0,
         ctime_ns: int = 0,
         valid: float = 1.0,
+        btime_ns: int = 0,
     ):
+        self.btime_ns = btime_ns
         self.mode = mode
         self.size = size
         self.nlink = nlink
@@ -169,6 +172,23 @@ class Changes:
         names = ("mode", "uid", "gid", "size", "atime_ns", "mtime_ns")
         asked = ((name, getattr(self, name)) for name in names)
         return f"Changes({', '.join(f'{name}={value}' for name, value in asked if value is not None)})"
+
+
+@cython.cclass
+class Lock:
+    """A lock of fcntl(2) on bytes `start` to `end`, both of them in it (2**63 - 1: to the end of the file).
+
+    `kind`: fcntl.F_RDLCK, F_WRLCK, or F_UNLCK for none.  `pid`: whose it is, as the guest knows processes.
+    """
+
+    def __init__(self, kind: int, start: int, end: int, pid: int = 0):
+        self.kind = kind
+        self.start = start
+        self.end = end
+        self.pid = pid
+
+    def __repr__(self) -> str:
+        return f"Lock(kind={self.kind}, start={self.start}, end={self.end}, pid={self.pid})"
 
 
 @cython.cclass

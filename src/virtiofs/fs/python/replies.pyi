@@ -15,6 +15,7 @@ class Attributes:
     mtime_ns: int
     ctime_ns: int
     valid: float
+    btime_ns: int
     def __init__(
         self,
         mode: int,
@@ -30,6 +31,7 @@ class Attributes:
         mtime_ns: int = 0,
         ctime_ns: int = 0,
         valid: float = 1.0,
+        btime_ns: int = 0,
     ) -> None: ...
     @classmethod
     def of(cls, found: os.stat_result, valid: float = 1.0) -> Self: ...
@@ -101,6 +103,17 @@ class Changes:
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
     ) -> None: ...
+
+class Lock:
+    @property
+    def kind(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    def __init__(self, kind: int, start: int, end: int, pid: int = 0) -> None: ...
 
 class Caller:
     @property

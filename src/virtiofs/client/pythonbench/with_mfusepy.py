@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file system that is measured, for mfusepy: `python with_mfusepy.py MOUNTPOINT` mounts it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from typing import Any
+
+import mfusepy
+
+SIZE = 1 << 20
+FILES = {"/null": 2, "/data": 3}
+
+
+class Tree(mfusepy.Operations):  # type: ignore[misc]
+    use_ns = True
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(os.urandom(SIZE))
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+        if path == "/":
+            return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
+        if path not in FILES:
+            raise mfusepy.FuseOSError(errno.ENOENT)
+        return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": SIZE if path == "/data" else 0}
+
+    def open(self, path: str, flags: int) -> int:
+        return FILES[path]
+
+    def truncate(self, path: str, length: int, fh: int | None = None) -> int:
+        return 0
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        return bytes(memoryview(self.buffer)[offset : offset + size]) if fh == 3 else b""
+
+    def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        self.buffer[offset : offset + len(data)] = data
+        return len(data)
+
+
+def main(mountpoint: str) -> None:
+    mfusepy.FUSE(
+        Tree(),
+        mountpoint,
+        foreground=True,
+        nothreads=True,
+        direct_io=True,
+        attr_timeout=0,
+        entry_timeout=0,
+        fsname="bench",
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
