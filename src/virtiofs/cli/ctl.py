@@ -94,7 +94,7 @@ def show(options: argparse.Namespace, result: Any) -> None:
             )
         )
         for share in result:
-            for line in [*quota(share), *watcher(share), *queues(share)]:
+            for line in [*quota(share), *metadata(share), *watcher(share), *queues(share)]:
                 print(line)
     elif options.do == "list":
         print(table(("TAG", "DIRECTORY", "MODE", "SOCKET", "PID"), (row(share) for share in result)))
@@ -115,6 +115,17 @@ def row(share: dict[str, Any]) -> list[str]:
 def status(shares: list[dict[str, Any]]) -> list[list[str]]:
     columns = ("inodes", "handles", "descriptors", "evictions")
     return [row(share) + [str(share["filesystem"].get(name, "-")) for name in columns] for share in shares]
+
+
+def metadata(share: dict[str, Any]) -> list[str]:
+    """A line about a share's metadata table, where it has one."""
+    table = share["metadata"]
+    if not table:
+        return []
+    watched = "the host is watched" if table["watched"] else "nobody watches the host"
+    return [
+        f"{share['tag']}: metadata table: {table['members']} members, {table['followers']} followers, {watched}"
+    ]
 
 
 def quota(share: dict[str, Any]) -> list[str]:

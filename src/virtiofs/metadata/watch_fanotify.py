@@ -189,7 +189,9 @@ class FanotifyWatcher:
             return
         handle, name = records.get(DFID_NAME) or records.get(DFID) or (None, b"")
         if handle is None:
-            if target is not None:  # a number of names that changed: who knows where they are
+            if target in self._foreign:  # its only name was outside: nobody in the tree knew it
+                self._foreign.discard(target)
+            elif target is not None:  # a number of names that changed: who knows where they are
                 self._changed(mask, target, NOBODY, b"")
             return
         directory, inside = self._directory(handle)
