@@ -16,7 +16,8 @@ import pytest
 
 import devices
 import mounting
-from virtiofs.metadata import registry
+from holding import HoldingTree
+from virtiofs.metadata import layout, registry
 
 pytestmark = pytest.mark.skipif(bool(mounting.unavailable()), reason=mounting.unavailable())
 SECONDS = 20.0
@@ -286,3 +287,33 @@ def test_writeback_is_refused(tmp_path: Path) -> None:
         mounting.mounted(tmp_path, "--metadata-table", "--writeback"),
     ):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount what is shared")
+def test_a_worker_that_is_killed_while_the_kernel_waits_for_it_twice_leaves_nothing(tmp_path: Path) -> None:
+    """A page is locked until a READ is answered, and the notification waits for the page."""
+    (tmp_path / "share").mkdir()
+    with HoldingTree(tmp_path / "share") as tree, mounting.mounted(tmp_path, "--metadata-table") as mounted:
+        status = os.stat(mounted.share / "a")
+        processes, worker = mounted.processes, mounted.worker
+        reader = subprocess.Popen(
+            ["cat", str(mounted.place / "a")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        held = tree.next("read")
+        table = registry.attach(str(mounted.share))
+        table.bump(status.st_dev, status.st_ino, layout.DATA)
+        table.close()
+        assert becomes(
+            lambda: any("folio" in wait_of(worker, task) for task in os.listdir(f"/proc/{worker}/task"))
+        )
+        os.kill(worker, signal.SIGKILL)
+        tree.answer(held)
+        tree.let_go()
+        assert mounted.wait()[0] == 1
+        assert mounting.gone(mounted, processes)
+        assert reader.wait(SECONDS) != 0
+
+
+def wait_of(process: int, task: str) -> str:
+    """What a thread waits for in the kernel."""
+    return Path(f"/proc/{process}/task/{task}/wchan").read_text()

@@ -179,7 +179,8 @@ class Guest:
 class Party:
     """An actor, and how far it has seen: it may see nothing older.  `exact`: only what is there.
 
-    A name and what it leads to are two things: who knows of a file by the name it had sees what the file is now.
+    A name and what it leads to are two things: who knows of a file by the name it had sees what the file is now.  And
+    what it knows is not what it asks for: opening a file shows what the host changed before the table can tell.
     """
 
     def __init__(self, actor: Actor, exact: bool = False):
@@ -189,14 +190,15 @@ class Party:
     def restarted(self, actor: Actor) -> None:
         """It knows nothing any more."""
         self.actor = actor
-        self.paths: dict[str, int] = {}
+        self.paths: dict[tuple[str, str], int] = {}  # by what is looked at, and path
         self.attributes: dict[int, int] = {}
         self.data: dict[int, int] = {}
         self.listings: dict[str, int] = {}
 
     def is_current(self, model: Model, path: str) -> None:
         """It knows all of a path."""
-        self.paths[path] = len(model.paths.setdefault(path, [None])) - 1
+        for what in ("attributes", "data"):
+            self.paths[what, path] = len(model.paths.setdefault(path, [None])) - 1
         file = model.file(path)
         if file is not None:
             self.attributes[file] = len(model.attributes[file]) - 1
@@ -299,21 +301,21 @@ def look(model: Model, name: str, party: Party, path: str, what: str) -> None:
     files = model.paths.setdefault(path, [None])
     states: dict[int, list[Any]] = getattr(model, what)
     floors: dict[int, int] = getattr(party, what)
-    for version in range(len(files) - 1 if party.exact else party.paths.get(path, 0), len(files)):
+    for version in range(len(files) - 1 if party.exact else party.paths.get((what, path), 0), len(files)):
         file = files[version]
         if file is None:
             if found is None:
-                party.paths[path] = version
+                party.paths[what, path] = version
                 return
             continue
         least = len(states[file]) - 1 if party.exact else floors.get(file, 0)
         if found in states[file][least:]:
-            party.paths[path] = version
+            party.paths[what, path] = version
             floors[file] = least + states[file][least:].index(found)
             return
     raise AssertionError(
-        f"{name} sees {what} {found} of {path}, which led to {files[party.paths.get(path, 0) :]}:"
-        f" {[(file, states[file][floors.get(file, 0) :]) for file in files if file is not None]}"
+        f"{name} sees {what} {found} of {path}, which led to {files[party.paths.get((what, path), 0) :]}:"
+        f" {[(file, states[file][floors.get(file, 0) :]) for file in files[-5:] if file is not None]}"
     )
 
 

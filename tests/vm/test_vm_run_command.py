@@ -58,10 +58,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_share_is_a_directory_a_mount_point_and_a_mode(
     place: Path, text: str, directory: str, mountpoint: str | None, read_only: bool
 ) -> None:
-    assert run._parse_mount(text, "--share") == (place / directory, mountpoint, read_only, "", None, "")
+    assert run._parse_mount(text, "--share") == run.Mount(place / directory, mountpoint, read_only)
     if not read_only:
         limited = run._parse_mount(f"{text}:quota=2G", "--share")
-        assert limited == (place / directory, mountpoint, False, "2G", None, "")
+        assert limited == run.Mount(place / directory, mountpoint, False, "2G")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ LOOK_SECONDS = 0.02  # between two looks of the program
 WATCHER_SECONDS = 2.0  # for the watcher of the host to begin
 FILES, ROUNDS = 100, 20
 BLIND_REPEATS = 2  # of a change that is never seen
-WRITERS = ("same guest", "another guest", "host")
+WRITERS = ("the same guest", "another guest", "the host")
 
 
 class Way(NamedTuple):
@@ -152,7 +152,7 @@ def measure(way: Way, repeats: int, told: Callable[[str], None]) -> dict[str, An
         if "--metadata-table" in way.words:
             time.sleep(WATCHER_SECONDS)
         for writer, place in zip(WRITERS, (one.place, other.place, share), strict=True):
-            told(f"{way.daemon}, {way.mode}: changes by the {writer}")
+            told(f"{way.daemon}, {way.mode}: changes by {writer}")
             seen: list[float | None] = []
             for number in range(repeats):
                 if seen.count(None) < BLIND_REPEATS:
@@ -196,7 +196,7 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s"
 
 
-HEADINGS = ("daemon", "mode", *(f"a change by the {writer}" for writer in WRITERS), "requests per stat")
+HEADINGS = ("daemon", "mode", *(f"a change by {writer}" for writer in WRITERS), "requests per stat")
 
 
 def rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:

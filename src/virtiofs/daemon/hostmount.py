@@ -31,6 +31,7 @@ from virtiofs.fuse.devfuse import DevFuseLoop
 from virtiofs.fuse.mountpoint import MountError, Mountpoint
 from virtiofs.fuse.session import Session
 from virtiofs.fuse.tracing import Ring
+from virtiofs.sandbox import process
 from virtiofs.sandbox.walls import Place, Walls
 
 TYPE_CHECKING = False
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 10.0
 # How often it is asked whether there is another file system.
 RELOAD_SECONDS = 0.25
+# How long one may take whose channel is closed, before that is taken for a thread of it that can not end.
+STUCK_SECONDS = 1.0
 # Whether this kernel can be told to look at all names anew (FUSE_NOTIFY_INC_EPOCH, Linux 6.16); behind the walls it
 # could not be asked.  One that can not trusts names only so long.
 EPOCHS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 16)
@@ -95,11 +98,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def serve_descriptors(
-    fds: list[int], successor: bool = False
+    fds: list[int], to_kernel: int = -1, successor: bool = False
 ) -> Callable[[socket.socket, Filesystem, Log], None]:
     """What the worker does: one thread for each descriptor, until unmounted or until its channel is closed.
 
-    Then it says what the session is.  `successor`: it waits until it is told that of the worker before.
+    Then it says what the session is.  `to_kernel`: a descriptor to tell of changes by, if any.  `successor`: it waits
+    until it is told that of the worker before.
     """
 
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
@@ -114,16 +118,16 @@ def serve_descriptors(
         filesystem.use_notifications(partial(os.write, told))
         ended = os.eventfd(0)
         invalidator: Invalidator | None = None
-        if filesystem.metadata is not None:
+        if filesystem.metadata is not None and to_kernel >= 0:
             from virtiofs.daemon.invalidation import Invalidator
 
             filesystem.trust_metadata(None if EPOCHS else NAMES_SECONDS)
-            # A descriptor of its own, as the loops close theirs.
-            to_kernel = os.dup(fds[0])
             invalidator = Invalidator(
                 filesystem.metadata, filesystem, session, lambda message: tell(to_kernel, message), log
             )
-            telling = threading.Thread(target=invalidator.run, name="invalidation", daemon=True)
+            telling = threading.Thread(
+                target=tell_of_changes, args=(invalidator, to_kernel, log), name="invalidation", daemon=True
+            )
             telling.start()
         failures: list[OSError] = []
 
@@ -162,6 +166,17 @@ def serve_descriptors(
             raise failures[0]
 
     return serve
+
+
+def tell_of_changes(invalidator: Invalidator, to_kernel: int, log: Log) -> None:
+    """The body of the thread that tells the kernel.
+
+    It may be waiting for a page that the kernel keeps locked until a READ is answered.  Were this process killed then,
+    the READ would have to be failed, which happens when the descriptor that it was read from is closed: so this
+    thread must not hold that one open.  The rest is `Mountpoint.abort`.
+    """
+    process.own_descriptors(to_kernel, *log.target.fds)
+    invalidator.run()
 
 
 def tell(fd: int, message: bytes) -> int:
@@ -334,16 +349,19 @@ class HostMount(Shares):
             return worker.start(
                 self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
             )
+        to_kernel = self._clone_to_tell() if self._seats is not None else -1
         try:
             return worker.start(
                 self._make,
                 self._log,
                 self._walls,
-                serve_descriptors(fds),
-                [*fds, *self._keep],
+                serve_descriptors(fds, to_kernel),
+                [*fds, *([to_kernel] if to_kernel >= 0 else []), *self._keep],
                 self._seats,
             )
         finally:
+            if to_kernel >= 0:
+                os.close(to_kernel)
             for fd in fds[1:]:
                 os.close(fd)
             self._mountpoint.release()
@@ -379,6 +397,16 @@ class HostMount(Shares):
         self._share.observe((successor, channel_to_it))
         return successor, channel_to_it
 
+    def _clone_to_tell(self) -> int:
+        """A descriptor to tell the kernel of changes by, or -1."""
+        try:
+            return self._mountpoint.clone()
+        except OSError as error:
+            self._log.warning(
+                f"the kernel is not told of changes, and asks as without a table: {error.strerror}"
+            )
+            return -1
+
     def _end(self, pid: int, sock: socket.socket) -> int:
         """Unmount if we were told to, and bury the worker: the exit status."""
         handle = os.pidfd_open(pid)
@@ -391,9 +419,12 @@ class HostMount(Shares):
                 self._log.error(f"not all that was written to {path} is in its place: {error.strerror}")
             self._mountpoint.unmount()
         sock.close()  # the worker finishes its requests and ends
+        if not self._signal and not select.select([handle], [], [], STUCK_SECONDS)[0]:
+            self._mountpoint.abort()  # it was killed, and a thread waits in the kernel for what nobody answers
         if not select.select([handle], [], [], GRACE_SECONDS)[0]:
             self._log.error(f"the worker did not end within {GRACE_SECONDS:.0f} s and is killed")
             os.kill(pid, signal.SIGKILL)
+            self._mountpoint.abort()
         os.close(handle)
         _, status = os.waitpid(pid, 0)
         if self._signal:

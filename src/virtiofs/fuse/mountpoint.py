@@ -24,7 +24,8 @@ DEVICE = "/dev/fuse"
 TYPE = "fuse.virtiofs"
 FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t), include/uapi/linux/fuse.h
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
+ABORT = b" abort"  # what the guardian is told besides
 FUSERMOUNT = "fusermount3"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE)
 
@@ -126,6 +127,11 @@ class Mountpoint:
         _, status = os.waitpid(self._guardian, 0)
         if status:
             raise MountError(f"{self.path} could not be unmounted; use: umount -l {self.path}")
+
+    def abort(self) -> None:
+        """Have the kernel fail all requests, now and later: nobody serves, and somebody may be stuck in the kernel."""
+        if self._pipe >= 0:
+            os.write(self._pipe, ABORT)
 
     def __enter__(self) -> Mountpoint:
         return self
@@ -295,6 +301,7 @@ def start_guardian(path: str, name: str) -> tuple[int, int]:
         os.close(theirs)
         return pid, ours
     status = 1
+    device = b""
     try:
         os.setsid()  # whatever is done to our terminal or process group does not reach it
         for number in ENDING:
@@ -310,12 +317,24 @@ def start_guardian(path: str, name: str) -> tuple[int, int]:
                     os.close(fd)
                 except OSError:
                     pass  # the one that listed them
-        device = b""
         while part := os.read(theirs, 64):
             device += part
+            if device.endswith(ABORT):
+                device = device.removesuffix(ABORT)
+                abort(path, device.decode())
         status = 0 if detach(path, name, device.decode()) else 1
     finally:
         os._exit(status)
+
+
+def abort(path: str, device: str) -> None:
+    """Abort the connection of our mount at `path`, which is of `device`."""
+    minor = device.rpartition(":")[2]
+    try:
+        with open(f"/sys/fs/fuse/connections/{minor}/abort", "w") as file:
+            file.write("1")
+    except OSError:  # that file system is not mounted
+        load_libc().umount2(os.fsencode(path), MNT_FORCE | UMOUNT_NOFOLLOW)
 
 
 def detach(path: str, name: str, device: str) -> bool:

@@ -23,7 +23,7 @@ cdef extern from "<linux/filter.h>" nogil:
 
 cdef extern from "<sched.h>" nogil:
     int unshare(int flags)
-    enum: CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWIPC
+    enum: CLONE_FILES, CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWIPC
 
 cdef extern from "<sys/mount.h>" nogil:
     enum: MS_REC, MS_SLAVE, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH

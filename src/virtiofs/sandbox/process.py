@@ -10,6 +10,7 @@ import select
 import cython
 from cython.cimports.libc.errno import EINTR, errno
 from cython.cimports.virtiofs.sandbox.host import (
+    CLONE_FILES,
     M_ARENA_MAX,
     PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
@@ -31,6 +32,7 @@ from cython.cimports.virtiofs.sandbox.host import (
     sock_filter,
     sock_fprog,
     syscall,
+    unshare,
     waitpid,
 )
 
@@ -56,6 +58,20 @@ def die_with_parent(parent: int) -> None:
     watch.register(parent, select.POLLIN)
     if watch.poll(0):
         raise ProcessLookupError("the parent ended while its child started")
+
+
+def own_descriptors(*keep: int) -> None:
+    """Give the calling thread a table of descriptors of its own, with only `keep` in it (unshare(2), CLONE_FILES).
+
+    The others are closed when the other threads end, also if this one can not end yet.  Raises `OSError`.
+    """
+    if unshare(CLONE_FILES) != 0:
+        raise OSError(errno, "cannot give a thread its own descriptors")
+    first: int = 0
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, 0x7FFFFFFF)
 
 
 def shed_privilege() -> None:

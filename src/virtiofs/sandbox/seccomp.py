@@ -19,7 +19,7 @@ FEATURES = ("core", "ids", "handles", "dax", "python", "network")
 # Conditions on arguments: alternatives of tests, all of which must hold: (argument, mask, value).
 Tests = tuple[tuple[int, int, int], ...]
 CLONE_VM, CLONE_THREAD = 0x100, 0x10000
-CLONE_FS = 0x200
+CLONE_FS, CLONE_FILES = 0x200, 0x400
 CLONE_PTRACE = 0x2000
 CLONE_NEW = 0x7E020000
 PROT_EXEC = 4
@@ -129,7 +129,13 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     ("core", "463 464 465 466", "setxattrat, getxattrat, listxattrat, removexattrat", (), ALLOW),
     ("core", "ioctl", "flags and project ids of files", IOCTL, ALLOW),
     ("core", "fchdir", "naming an O_PATH descriptor from /proc/self/fd", (), ALLOW),
-    ("core", "unshare", "a working directory of a thread's own", one_of(0, (CLONE_FS,)), ALLOW),
+    (
+        "core",
+        "unshare",
+        "a working directory, or descriptors, of a thread's own",
+        one_of(0, (CLONE_FS, CLONE_FILES)),
+        ALLOW,
+    ),
     ("core", "umask", "CREATE with the guest's umask", (), ALLOW),
     # --- the file system: data ---
     ("core", "preadv preadv2 pread64", "READ", (), ALLOW),
