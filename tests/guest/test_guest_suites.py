@@ -51,6 +51,15 @@ def test_every_posix_behaviour_holds_in_a_guest(served: Served) -> None:
     assert served.daemon.log == []
 
 
+def test_every_posix_behaviour_holds_in_a_guest_on_a_tree_in_memory_written_in_python() -> None:
+    what = Path(f"{REPOSITORY / 'examples' / 'memory.py'}:MemoryFilesystem")
+    with serve_with_the_hosts_programs(what, memory="1G") as served:
+        lean = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest"]
+        words = ["-m", "pytest", "-q", "--tb=short", *lean, "--mountpoint", "/mnt", "tests/posix"]
+        run_python(served, *words, timeout=900)
+        assert served.daemon.log == []
+
+
 # A minute's worth of what `make heavy` does on a mount of the host.
 HEAVY = {
     "cpython": ("test_tempfile",),

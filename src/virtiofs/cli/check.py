@@ -3,12 +3,16 @@
 
     virtiofs check /run/virtiofs.sock       a device that listens already, ours or another's
     virtiofs check /srv/tree                a directory: our own daemon is started on it
+    virtiofs check examples/memory.py:MemoryFilesystem
+                                            a file system in Python, or a URL: our own daemon is started on it
     virtiofs check --installed              every daemon that is installed here, side by side
     virtiofs check --peer 'mine=/opt/virtiofsd --socket-path={socket} --shared-dir={dir}'
 
 The checks work in a directory of their own in the share, .virtiofs-check-PID, which is removed at the end.  Some send
 what only a hostile guest would: do not aim at a device that others use.  A device that ends with its first connection
 can be checked as a whole only if it is started here.
+
+Of a file system in Python is left out what it has no method for; what its methods do wrong is named in the end.
 
 Exit status: 0 when nothing failed that must hold or that safety needs, 1 when something did, 2 for a command line that
 makes no sense.
@@ -27,7 +31,17 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `virtiofs check`."""
     parser.add_argument(
-        "device", metavar="SOCKET|DIR", nargs="?", help="a device's socket, or a directory to serve"
+        "device",
+        metavar="SOCKET|DIR|CLASS",
+        nargs="?",
+        help="a device's socket, or a directory or a class to serve",
+    )
+    parser.add_argument(
+        "--option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="an argument of the class; may be repeated",
     )
     parser.add_argument(
         "--peer",
@@ -51,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Make the checks; the exit status."""
+    from virtiofs.cli import pythonshare
     from virtiofs.client import peers
     from virtiofs.client.check import case, report, run
     from virtiofs.client.check.subject import Subject
@@ -79,7 +94,13 @@ def main(options: argparse.Namespace) -> int:
     subjects: list[tuple[str, dict[str, Any]]] = [
         (daemon.version, {"name": daemon.name, "peer": daemon}) for daemon in daemons
     ]
-    if options.device:
+    if pythonshare.is_class(options.device):
+        words = [word for option in options.option for word in ("--option", option)]
+        ours = peers.ours()
+        command = [options.device if word == "{dir}" else word for word in ours.command]
+        peer = ours._replace(name=options.device, command=(*command, *words))
+        subjects.insert(0, (ours.version, {"name": options.device, "peer": peer, "own_tree": True}))
+    elif options.device:
         try:
             kind = Path(options.device).stat().st_mode
         except OSError as error:
@@ -99,24 +120,29 @@ def main(options: argparse.Namespace) -> int:
         if not options.quiet or outcome.result == case.FAILED:
             print(report.line(outcome), flush=True)
 
-    reports = []
+    reports, mistakes = [], []
     for version, how in subjects:
         try:
             with Subject(**how) as subject:
                 print(f"{subject.name}:")
                 reports.append(run.run(subject, version, checks, progress))
+                if subject.own_tree:
+                    subject.leave()
+                    mistakes = subject.complaints()
         except (TransportError, FrontEndError, OSError) as error:
             print(f"virtiofs check: {error}", file=sys.stderr)
             return 1
         print()
     for each in reports:
         print(report.summary(each))
+    for line in mistakes:
+        print(f"MISTAKE {line}")
     if options.json:
         Path(options.json).write_text(json.dumps([each.data() for each in reports], indent=1) + "\n")
     if options.markdown:
         Path(options.markdown).write_text(report.markdown(reports))
     grave = case.LEVELS if options.strict else (case.MUST, case.SAFE)
-    return 1 if any(each.count(case.FAILED, grave) for each in reports) else 0
+    return 1 if mistakes or any(each.count(case.FAILED, grave) for each in reports) else 0
 
 
 def _misuse(text: str) -> int:

@@ -29,6 +29,8 @@ CHECKS: tuple[Check, ...] = (
     *rings.CHECKS,
 )
 GROUPS = tuple(dict.fromkeys(check.group for check in CHECKS))
+# Why a check of a tree that somebody writes as he likes cannot be made.
+LACKING = {errno.ENOSYS: "it has no method for that", errno.EROFS: "it can not be changed"}
 
 
 class Report(NamedTuple):
@@ -106,10 +108,15 @@ def _one(subject: Subject, check: Check) -> Outcome:
     except NotApplicable as reason:
         result, detail = OMITTED, str(reason)
     except OSError as error:
+        if subject.own_tree and error.errno in LACKING:
+            return Outcome(check, OMITTED, LACKING[error.errno])
         code = errno.errorcode.get(error.errno or 0, "")
         detail = f"{code + ': ' if code else ''}{error.strerror or error}"
     except (Failed, ReplyError, FrontEndError, DriverError) as reason:
         detail = str(reason)
+        lacking = [why for code, why in LACKING.items() if errno.errorcode[code] in detail]
+        if subject.own_tree and lacking:
+            return Outcome(check, OMITTED, lacking[0])
     if crash := subject.crash(disorder=result == FAILED):
         return Outcome(check, FAILED, f"{detail}; {crash}" if detail and crash not in detail else crash)
     return Outcome(check, result, detail)

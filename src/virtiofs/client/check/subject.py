@@ -33,18 +33,28 @@ class Subject:
     """One device.  `socket` listens already, or `peer` is a daemon to be started on `host`.
 
     `host` is the shared directory, where that is known; with `outside`, a file beside it that nobody may reach.
+    `own_tree`: the peer serves what it makes itself, anew for each connection; what it lacks is no fault.
+
     Checks take `session` (made on demand, shared by checks that do no harm) and `place`, a directory of the share
     that belongs to this run; `fresh` gives a connection of one's own.  A context manager.
     """
 
-    def __init__(self, name: str, socket: str = "", peer: Peer | None = None, host: Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        socket: str = "",
+        peer: Peer | None = None,
+        host: Path | None = None,
+        own_tree: bool = False,
+    ):
+        self.own_tree = own_tree
         self.name = name
         self.host = host
         self.outside: Path | None = None
         self._peer = peer
         self._run = Path(tempfile.mkdtemp(prefix="virtiofs-check-"))
         self._socket = socket or str(self._run / "socket")
-        if peer and host is None:
+        if peer and host is None and not own_tree:
             self.host = self._run / "share"
             self.host.mkdir()
             self.outside = self._run / "secret"
@@ -217,6 +227,14 @@ class Subject:
         told = f"the daemon was killed by {signal.Signals(-self._process.returncode).name}"
         self._process = None
         return told
+
+    def complaints(self) -> list[str]:
+        """What the daemon that was started here has said of mistakes, each once."""
+        try:
+            lines = (self._run / "log").read_text(errors="replace").splitlines()
+        except OSError:
+            return []
+        return list(dict.fromkeys(line for line in lines if " failed: " in line))
 
     def must_live(self) -> None:
         """End the connection; raise `Failed` if the daemon crashed."""
