@@ -27,6 +27,7 @@ COMPILED = [
     "virtiofs.fuse.serving",
     "virtiofs.fuse.loop",
     "virtiofs.fuse.devfuse",
+    "virtiofs.dax.fanotify",
     "virtiofs.client.hiprio",
     "virtiofs.client.relay",
     "virtiofs.fs.filesystem",

@@ -10,7 +10,9 @@ from collections.abc import Callable
 import pytest
 from mapping import PAGE, RANGE, Mapped
 
-from virtiofs.client.device import WindowOptions
+import devices
+from virtiofs.client.device import Device, WindowOptions
+from virtiofs.client.session import Session
 from virtiofs.fuse.abi import CONSTANTS, FUSE_ROOT_ID
 from virtiofs.vhostuser import messages as m
 
@@ -122,6 +124,58 @@ def test_truncation_unmaps_what_is_behind_the_end(any_front_end: Mapped) -> None
     mapped.session.open(node, os.O_RDWR | os.O_TRUNC)
     assert not mapped.window.pieces
     assert (mapped.host / "cut").stat().st_size == 0
+
+
+@pytest.mark.parametrize("size", [0, PAGE, 10, RANGE, RANGE + PAGE + 1])
+def test_what_the_host_cuts_off_is_unmapped_without_being_asked(any_front_end: Mapped, size: int) -> None:
+    """The VMM would die of a touch behind the end."""
+    mapped = any_front_end
+    content = pattern(RANGE + 3 * PAGE)
+    node = mapped.make("cut-by-host", content)
+    fh = mapped.open(node)
+    mapped.map(node, 0, 0)
+    mapped.map(node, 1, 1)
+    os.truncate(mapped.host / "cut-by-host", size)
+    assert devices.wait_until(lambda: end(mapped, node, fh) == (size + PAGE - 1) // PAGE * PAGE, 20)
+    assert mapped.window.read(0, 2 * RANGE) == content[:size] + bytes(2 * RANGE - size)
+    assert mapped.session.getattr(node).size == size
+    mapped.session.setattr(node, size=RANGE)
+    assert mapped.window.read(0, RANGE) == content[:size][:RANGE].ljust(RANGE, b"\0")
+
+
+def end(mapped: Mapped, node: int, fh: int) -> int:
+    """Where the last piece ends, once the device is through with what it was doing."""
+    mapped.session.read(node, fh, 0, 1)
+    return max((at + length for at, length in lengths(mapped).items()), default=0)
+
+
+def test_another_guest_that_cuts_a_file_takes_it_from_the_window(
+    daemon: devices.RunningDevice, mapped: Mapped
+) -> None:
+    node = mapped.make("cut-by-other", pattern(4 * PAGE))
+    mapped.map(node)
+    with devices.start_ours(daemon.directory) as other, Device.connect(other.socket) as device:
+        session = Session(device)
+        session.setattr(session.lookup(FUSE_ROOT_ID, "cut-by-other").nodeid, size=2 * PAGE)
+        assert devices.wait_until(lambda: lengths(mapped) == {0: 2 * PAGE}, 20)
+    assert mapped.window.read(0, 4 * PAGE) == pattern(2 * PAGE) + bytes(2 * PAGE)
+
+
+def test_a_storm_of_cuts_by_the_host_leaves_the_window_as_long_as_the_file(mapped: Mapped) -> None:
+    node = mapped.make("storm-of-cuts", pattern(8 * PAGE))
+    fh = mapped.open(node)
+    mapped.map(node)
+    with open(mapped.host / "storm-of-cuts", "r+b") as file:
+        for number in range(200):
+            size = number * 7919 % (8 * PAGE)
+            os.truncate(file.fileno(), size)
+            os.pwrite(file.fileno(), pattern(8 * PAGE, number)[size:], size)
+            if number % 10 == 0:
+                mapped.session.write(node, fh, 8 * PAGE, b"appended")
+        os.truncate(file.fileno(), 3 * PAGE)
+    assert devices.wait_until(lambda: end(mapped, node, fh) <= 3 * PAGE, 20)
+    assert mapped.session.getattr(node).size == 3 * PAGE
+    assert mapped.window.read(0, 9 * PAGE) == (mapped.host / "storm-of-cuts").read_bytes() + bytes(6 * PAGE)
 
 
 def test_creating_over_a_mapped_file_is_looked_up_again(mapped: Mapped) -> None:

@@ -9,7 +9,8 @@ reasons:
    grows, its ranges get the added pages as further pieces, before the guest is told of the new size.
 2. When a file shrinks, pieces wholly behind its end are unmapped first, since the front end would die of a touch
    (SIGBUS).  A piece that holds the end stays: unmapping it would leave a hole, for a moment, in pages that the guest
-   may be reading.  Until the file is cut nothing behind the new end is mapped.
+   may be reading.  Until the file is cut nothing behind the new end is mapped.  That is so where the guest cuts the
+   file, and knows; where somebody else did, the hole is the smaller evil, and the piece is mapped anew up to the end.
 3. An unmapping names exactly what was mapped, and nothing is mapped over something else.
 4. At most `MAX_PIECES`: QEMU takes each for a memory region, and dies of the 512th, with memory slots (seen).
 5. A mapping is complete a moment after the front end said so (seen): see `Channel.barrier`.
@@ -32,6 +33,7 @@ from typing import Any, Protocol
 
 from virtiofs.dax.channel import Channel, ChannelError, Interrupted, OlderChannel
 from virtiofs.dax.tail import PAGE, Tail
+from virtiofs.dax.watch import Watch
 
 MAX_PIECES = 480
 INTERRUPTED_SECONDS = 0.001  # until a request that was interrupted comes again
@@ -66,6 +68,7 @@ class File:
         self.ranges: list[Range] = []
         self.tail: Tail | None = None
         self.ceiling: int | None = None  # a request is about to cut it to this size
+        self.fitted = 0  # the size that its ranges were made to fit
         self.unsettled = False  # it changed, and its ranges could not be made to fit
 
     def size(self) -> int:
@@ -108,6 +111,13 @@ class Refused(OSError):
         self.reason = reason
 
 
+class Shrank(Refused):
+    """Others cut the file while it was being mapped."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "shrank", "the file shrank meanwhile")
+
+
 class Window:
     """The window of one device, `size` bytes.  Safe for threads; `log` takes one line for each trouble."""
 
@@ -135,6 +145,8 @@ class Window:
         )  # ranges lately taken from a full window
         self._returned: dict[Identity, int] = {}
         self._losing: set[Identity] = set()
+        self._cuts = 0
+        self._watch = Watch(self.look, log)
 
     # --- what the supervisor says, by the worker's main thread ---
 
@@ -282,6 +294,8 @@ class Window:
                 self._fit(file)
         except Interrupted:
             file.unsettled = True  # when the queues run again
+        except Shrank:
+            pass  # the watch has that before it
         except OSError as error:
             self._log(f"a mapped file changed, and its mappings could not follow: {error.strerror or error}")
 
@@ -289,6 +303,22 @@ class Window:
         """The queues run again: do what had to wait for that."""
         for file in [file for file in self._files.values() if file.unsettled]:
             self.refit(file.nodeid)
+
+    def look(self) -> bool:
+        """A file with ranges was written to, by anyone: let nothing be mapped behind an end that came nearer.
+
+        Whether that is done; if not, it is to be tried again.
+        """
+        try:
+            with self._asking():
+                for file in list(self._files.values()):
+                    if file.ceiling is None and file.size() < file.fitted:
+                        self._fit(file)
+        except (Interrupted, Shrank):
+            return False
+        except OSError as error:
+            self._log(f"a mapped file was cut, and its mappings could not follow: {error.strerror or error}")
+        return True
 
     def clear(self) -> None:
         """The session is over: no mapping is left, now or, if the front end can not be asked, before the next."""
@@ -307,6 +337,7 @@ class Window:
             self._channel.close()
             self._channel = None
         self.clear()
+        self._watch.close()
         os.close(self._wake)
 
     def statistics(self) -> dict[str, Any]:
@@ -314,6 +345,7 @@ class Window:
         return {
             "dax_mappings": len(self._ranges),
             "dax_evictions": self._evictions,
+            "dax_cuts": self._cuts,
             "dax_refused": dict(self._refused),
         }
 
@@ -357,6 +389,7 @@ class Window:
         file = self._files.get(nodeid)
         if file is None:
             file = self._files[nodeid] = File(nodeid, fd, writable)
+            self._watch.add(fd)
             with self._announcing:
                 self._known[file.identity] = None
                 self._known.move_to_end(file.identity)
@@ -373,6 +406,8 @@ class Window:
         """Let go of files without ranges."""
         for file in [file for file in self._files.values() if not file.ranges]:
             del self._files[file.nodeid]
+            if all(other.identity != file.identity for other in self._files.values()):
+                self._watch.remove(file.fd)
             file.close()
 
     def _setup(self, file: File, foffset: int, length: int, start: int, writable: bool) -> None:
@@ -468,6 +503,7 @@ class Window:
         if not file.ranges:
             return
         size = file.size()
+        cut_by_others = file.ceiling is None and size < file.fitted
         whole = size // PAGE * PAGE
         tail = whole if size % PAGE else None
         if file.tail is not None:
@@ -476,6 +512,8 @@ class Window:
             wanted = max(0, min(range.length, whole - range.foffset))
             end = max(0, min(range.length, (size + PAGE - 1) // PAGE * PAGE - range.foffset))
             self._unmap_from(range, end)
+            if cut_by_others and range.covered > end:
+                self._unmap(range, *range.pieces[-1])
             tail_at = None
             if tail is not None and 0 <= tail - range.foffset < range.length:
                 tail_at = tail - range.foffset
@@ -493,6 +531,8 @@ class Window:
                     file.tail = Tail(file.fd, range.foffset + tail_at)
                 self._map(range, tail_at, PAGE, file.tail.fd, None)
         self._drop_tail_if_unused(file)
+        self._cuts += cut_by_others
+        file.fitted = size
 
     def _unmap_from(self, range: Range, end: int) -> None:
         """Unmap the pieces of a range that lie wholly at or behind `end`."""
@@ -522,7 +562,7 @@ class Window:
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         if status.st_size < from_ + length:
-            raise Refused(errno.EIO, "shrank", "the file shrank meanwhile")
+            raise Shrank
         fd = os.dup(fd)  # for a late answer the file may be closed already
         answers = []
 

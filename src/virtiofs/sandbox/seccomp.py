@@ -167,6 +167,8 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     # --- with a DAX window ---
     ("dax", "getsockname", "the back-end channel becomes a socket of Python's", (), ALLOW),
     ("dax", "memfd_create", "the last, partial page of a mapped file", (), ALLOW),
+    ("dax", "fanotify_init", "watching mapped files", (), ALLOW),
+    ("dax", "fanotify_mark", "watching mapped files, not all of a file system", one_of(1, (1, 2)), ALLOW),
 )
 # --seccomp: what happens to a call that is in no row.
 ACTIONS = ("kill", "log", "trap")
