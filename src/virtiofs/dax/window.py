@@ -69,6 +69,8 @@ class File:
         self.tail: Tail | None = None
         self.ceiling: int | None = None  # a request is about to cut it to this size
         self.fitted = 0  # the size that its ranges were made to fit
+        self.seen = 0  # the size it had when it was last looked at
+        self.believed = 0  # the size the guest may still believe it to have
         self.unsettled = False  # it changed, and its ranges could not be made to fit
 
     def size(self) -> int:
@@ -292,6 +294,7 @@ class Window:
             with self._asking():
                 file.unsettled = False
                 self._fit(file)
+                file.believed = file.fitted
         except Interrupted:
             file.unsettled = True  # when the queues run again
         except Shrank:
@@ -307,18 +310,26 @@ class Window:
     def look(self) -> bool:
         """A file with ranges was written to, by anyone: let nothing be mapped behind an end that came nearer.
 
+        When what was cut off grows again, it is mapped as far as the guest may believe the file to reach all the
+        time, but not while it is still growing: it may be cut again, and QEMU makes an empty file larger (seen).
         Whether that is done; if not, it is to be tried again.
         """
+        done = True
         try:
             with self._asking():
                 for file in list(self._files.values()):
-                    if file.ceiling is None and file.size() < file.fitted:
+                    size = file.size()
+                    grows = file.fitted < min(size, file.believed)
+                    if file.ceiling is None and (size < file.fitted or (grows and size == file.seen)):
                         self._fit(file)
+                    elif grows:
+                        done = False
+                    file.seen = size
         except (Interrupted, Shrank):
             return False
         except OSError as error:
             self._log(f"a mapped file was cut, and its mappings could not follow: {error.strerror or error}")
-        return True
+        return done
 
     def clear(self) -> None:
         """The session is over: no mapping is left, now or, if the front end can not be asked, before the next."""
@@ -439,6 +450,7 @@ class Window:
         except OSError:
             self._forget(range)
             raise
+        file.believed = max(file.believed, file.fitted)
 
     def _judge(self, file: File, foffset: int) -> None:
         """A range is mapped: it is no gain if it was taken away just now, to make room."""
@@ -563,7 +575,7 @@ class Window:
         identity = (status.st_dev, status.st_ino)
         if status.st_size < from_ + length:
             raise Shrank
-        fd = os.dup(fd)  # for a late answer the file may be closed already
+        theirs, fd = fd, os.dup(fd)  # for a late answer the file may be closed already
         answers = []
 
         def effect(done: bool) -> None:
@@ -588,6 +600,8 @@ class Window:
             self._expected[at] = (identity, from_, length)
         self._channel.map(at, fd, from_, length, range.writable, effect)
         if not answers[0]:
+            if os.fstat(theirs).st_size < from_ + length:
+                raise Shrank
             raise Refused(errno.EIO, "front-end", "the front end refused it")
         self._channel.barrier()
 
