@@ -253,6 +253,18 @@ def test_which_files_the_guest_is_told_to_map(mapped: Mapped) -> None:
     assert not mapped.session.lookup(FUSE_ROOT_ID, "directory").attr.flags & DAX
 
 
+def test_a_file_that_is_read_again_and_again_through_too_small_a_window_loses_dax(mapped: Mapped) -> None:
+    node = mapped.make("large", b"")
+    os.truncate(mapped.host / "large", 16 * RANGE)
+    slots = mapped.window.size // RANGE
+    for number in range(16):
+        mapped.map(node, number, number % slots)
+    assert mapped.session.getattr(node).flags & DAX  # reading it once is no harm
+    for number in range(2 * slots):
+        mapped.map(node, number, number % slots)
+    assert not mapped.session.getattr(node).flags & DAX
+
+
 @pytest.mark.parametrize(
     ("foffset", "length", "moffset", "what"),
     [

@@ -37,9 +37,11 @@ from virtiofs.dax.watch import Watch
 
 MAX_PIECES = 480
 INTERRUPTED_SECONDS = 0.001  # until a request that was interrupted comes again
-# A file loses by DAX when this many times as many ranges as the window has came back just after they were taken.
+# A file loses by DAX when this many times as many ranges as the window has came back, after they were taken to make
+# room, within some time: the guest's own page cache may hold it better, and is no worse at what is read once.
 LOSING = 2
-REMEMBERED = 1024  # files whose regions are known for the window's after they were unmapped
+LOSING_SECONDS = 60.0
+REMEMBERED = 1024  # ranges that were taken, and files whose regions are known for the window's after they were unmapped
 RANGE = 2 << 20  # what Linux maps at a time (FUSE_DAX_SHIFT)
 MAX_SIZE = MAX_PIECES * RANGE
 
@@ -145,7 +147,7 @@ class Window:
         self._taken: OrderedDict[tuple[Identity, int], None] = (
             OrderedDict()
         )  # ranges lately taken from a full window
-        self._returned: dict[Identity, int] = {}
+        self._returned: dict[Identity, tuple[int, float]] = {}  # how many ranges came back, since when
         self._losing: set[Identity] = set()
         self._cuts = 0
         self._watch = Watch(self.look, log)
@@ -453,12 +455,16 @@ class Window:
         file.believed = max(file.believed, file.fitted)
 
     def _judge(self, file: File, foffset: int) -> None:
-        """A range is mapped: it is no gain if it was taken away just now, to make room."""
+        """A range is mapped: it is no gain if it was taken away before, to make room."""
         if self._taken.pop((file.identity, foffset), False) is False:
             return
-        returned = self._returned[file.identity] = self._returned.get(file.identity, 0) + 1
-        if returned >= LOSING * self.size // RANGE and len(self._losing) < REMEMBERED:
+        now = time.monotonic()
+        count, since = self._returned.pop(file.identity, (0, now))
+        count, since = (count + 1, since) if now - since < LOSING_SECONDS else (1, now)
+        if count >= LOSING * self.size // RANGE and len(self._losing) < REMEMBERED:
             self._losing.add(file.identity)
+        elif len(self._returned) < REMEMBERED:
+            self._returned[file.identity] = count, since
 
     def _clear(self, start: int, end: int) -> None:
         """Make [start, end) empty; of a range that reaches beyond, the rest stays."""
@@ -474,7 +480,7 @@ class Window:
             self._unmap_from(range, 0)
             if 4 * len(self._ranges) * RANGE >= 3 * self.size:
                 self._taken[file.identity, range.foffset] = None
-                while len(self._taken) > 2 * self.size // RANGE:
+                while len(self._taken) > REMEMBERED:
                     self._taken.popitem(last=False)
             self._remove(range)
             self._evictions += 1
