@@ -13,7 +13,7 @@ help:
 	@echo "make test     everything: lint, types, unit, protocol and guest tests"
 	@echo "make check    the quick loop: lint, types, unit and protocol tests of our own daemon"
 	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
-	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md and .html (ten minutes)"
+	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md, .html and dax.md (fifteen minutes)"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
@@ -42,6 +42,7 @@ check: lint types build
 bench: build guests
 	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
 	-$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md --html benchmarks/latest.html
+	-$(VENV)/bin/virtiofs bench --dax --markdown benchmarks/dax.md
 
 build: $(VENV)/.built
 
