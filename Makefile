@@ -13,7 +13,7 @@ help:
 	@echo "make test     everything: lint, types, unit, protocol and guest tests"
 	@echo "make check    the quick loop: lint, types, unit and protocol tests of our own daemon"
 	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
-	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md and .html (ten minutes)"
+	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md, .html and dax.md (fifteen minutes)"
 	@echo "make bench-guest  compare virtio-fs with 9p, NFS and a disk image in one guest; writes benchmarks/guest.md and .html"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
@@ -45,6 +45,7 @@ check: lint types build
 bench: build guests
 	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
 	-$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md --html benchmarks/latest.html
+	-$(VENV)/bin/virtiofs bench --dax --markdown benchmarks/dax.md
 
 # What a guest can have its files by, in one guest: three quarters of an hour without KVM.
 bench-guest: build guests

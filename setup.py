@@ -29,6 +29,7 @@ COMPILED = [
     "virtiofs.fuse.loop",
     "virtiofs.fuse.devfuse",
     "virtiofs.fuse.notifying",
+    "virtiofs.dax.fanotify",
     "virtiofs.client.hiprio",
     "virtiofs.client.carried",
     "virtiofs.client.relay",

@@ -10,7 +10,9 @@ from collections.abc import Callable
 import pytest
 from mapping import PAGE, RANGE, Mapped
 
-from virtiofs.client.device import WindowOptions
+import devices
+from virtiofs.client.device import Device, WindowOptions
+from virtiofs.client.session import Session
 from virtiofs.fuse.abi import CONSTANTS, FUSE_ROOT_ID
 from virtiofs.vhostuser import messages as m
 
@@ -124,6 +126,64 @@ def test_truncation_unmaps_what_is_behind_the_end(any_front_end: Mapped) -> None
     assert (mapped.host / "cut").stat().st_size == 0
 
 
+@pytest.mark.parametrize("size", [0, PAGE, 10, RANGE, RANGE + PAGE + 1])
+def test_what_the_host_cuts_off_is_unmapped_without_being_asked(any_front_end: Mapped, size: int) -> None:
+    """The VMM would die of a touch behind the end."""
+    mapped = any_front_end
+    content = pattern(RANGE + 3 * PAGE)
+    node = mapped.make("cut-by-host", content)
+    fh = mapped.open(node)
+    mapped.map(node, 0, 0)
+    mapped.map(node, 1, 1)
+    os.truncate(mapped.host / "cut-by-host", size)
+    assert devices.wait_until(lambda: end(mapped, node, fh) == (size + PAGE - 1) // PAGE * PAGE, 20)
+    assert mapped.window.read(0, 2 * RANGE) == content[:size] + bytes(2 * RANGE - size)
+    with open(mapped.host / "cut-by-host", "r+b") as file:
+        file.write(content)
+    assert devices.wait_until(lambda: end(mapped, node, fh) == len(content), 20)
+    assert mapped.window.read(0, 2 * RANGE) == content.ljust(2 * RANGE, b"\0")
+    assert mapped.session.getattr(node).size == len(content)
+    mapped.session.setattr(node, size=RANGE)
+    assert mapped.window.read(0, RANGE) == content[:RANGE]
+
+
+def end(mapped: Mapped, node: int, fh: int) -> int:
+    """Where the last piece ends, once the device is through with what it was doing."""
+    mapped.session.read(node, fh, 0, 1)
+    return max((at + length for at, length in lengths(mapped).items()), default=0)
+
+
+def test_another_guest_that_cuts_a_file_takes_it_from_the_window(
+    daemon: devices.RunningDevice, mapped: Mapped
+) -> None:
+    node = mapped.make("cut-by-other", pattern(4 * PAGE))
+    mapped.map(node)
+    with devices.start_ours(daemon.directory) as other, Device.connect(other.socket) as device:
+        session = Session(device)
+        session.setattr(session.lookup(FUSE_ROOT_ID, "cut-by-other").nodeid, size=2 * PAGE)
+        assert devices.wait_until(lambda: lengths(mapped) == {0: 2 * PAGE}, 20)
+    assert mapped.window.read(0, 4 * PAGE) == pattern(2 * PAGE) + bytes(2 * PAGE)
+
+
+def test_a_storm_of_cuts_by_the_host_leaves_the_window_as_long_as_the_file(mapped: Mapped) -> None:
+    node = mapped.make("storm-of-cuts", pattern(8 * PAGE))
+    fh = mapped.open(node)
+    mapped.map(node)
+    with open(mapped.host / "storm-of-cuts", "r+b") as file:
+        for number in range(200):
+            size = number * 7919 % (8 * PAGE)
+            os.truncate(file.fileno(), size)
+            os.pwrite(file.fileno(), pattern(8 * PAGE, number)[size:], size)
+            if number % 10 == 0:
+                mapped.session.write(node, fh, 8 * PAGE, b"appended")
+        os.truncate(file.fileno(), 3 * PAGE)
+    assert devices.wait_until(lambda: end(mapped, node, fh) <= 3 * PAGE, 20)
+    assert mapped.session.getattr(node).size == 3 * PAGE
+    # The host may have been faster than the front end, which refuses to map what is gone.
+    mapped.window.troubles[:] = [text for text in mapped.window.troubles if "past the end" not in text]
+    assert mapped.window.read(0, 9 * PAGE) == (mapped.host / "storm-of-cuts").read_bytes() + bytes(6 * PAGE)
+
+
 def test_creating_over_a_mapped_file_is_looked_up_again(mapped: Mapped) -> None:
     """O_TRUNC in CREATE would cut a file whose node the request does not name; Linux repeats it as OPEN."""
     node = mapped.make("there", pattern(PAGE))
@@ -191,6 +251,18 @@ def test_which_files_the_guest_is_told_to_map(mapped: Mapped) -> None:
     assert mapped.session.lookup(FUSE_ROOT_ID, "whole").attr.flags & DAX
     (mapped.host / "directory").mkdir()
     assert not mapped.session.lookup(FUSE_ROOT_ID, "directory").attr.flags & DAX
+
+
+def test_a_file_that_is_read_again_and_again_through_too_small_a_window_loses_dax(mapped: Mapped) -> None:
+    node = mapped.make("large", b"")
+    os.truncate(mapped.host / "large", 16 * RANGE)
+    slots = mapped.window.size // RANGE
+    for number in range(16):
+        mapped.map(node, number, number % slots)
+    assert mapped.session.getattr(node).flags & DAX  # reading it once is no harm
+    for number in range(2 * slots):
+        mapped.map(node, number, number % slots)
+    assert not mapped.session.getattr(node).flags & DAX
 
 
 @pytest.mark.parametrize(

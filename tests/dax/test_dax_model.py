@@ -100,10 +100,19 @@ class Run:
             self.put(offset, data)
 
     def host_truncate(self, who: int) -> None:
-        """Only to more, or where nobody touches what is gone: the rest is what docs/dax.md says remains."""
-        size = min(MOST, len(self.model) + self.random.randrange(2 * PAGE))
+        """Nobody touches what is gone, until the windows have followed: that moment docs/dax.md says remains."""
+        size = min(MOST, max(0, len(self.model) + self.random.randrange(-3 * PAGE, 2 * PAGE)))
         os.truncate(self.path, size)
+        shorter = size < len(self.model)
         self.cut(size)
+        if shorter:
+            assert devices.wait_until(lambda: all(self.end(who) < size + PAGE for who in (0, 1)), 20)
+
+    def end(self, who: int) -> int:
+        """Where the last piece of a guest's window ends, when the device is through with what it was doing."""
+        self.guests[who].session.read(self.nodes[who], self.handles[who], 0, 1)
+        pieces = list(self.guests[who].window.pieces.items())
+        return max((at + piece.length for at, piece in pieces), default=0)
 
     def check(self, acted: int) -> None:
         expected = bytes(self.model)

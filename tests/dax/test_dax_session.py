@@ -190,6 +190,35 @@ def test_requests_that_would_be_copied_out_of_the_window_are_refused(mapped: Map
         assert int.from_bytes(memory.read(reply + 4, 4), "little", signed=True) == error
 
 
+def test_a_daemon_of_an_ordinary_user_maps_files_and_watches_them() -> None:
+    kind = "ours-unprivileged"
+    if reason := devices.available(kind):
+        pytest.skip(reason)
+    with (
+        devices.share_for(kind) as share,
+        devices.start_ours(share, ["--dax-window", "8M"], devices.NOBODY) as running,
+        Device.connect(running.socket, window=WindowOptions(), timeout=20) as device,
+    ):
+        mapped = Mapped(device, share)
+        with devices.as_user_of(kind):
+            node = mapped.make("f", b"x" * (3 * PAGE))
+        mapped.map(node)
+        assert mapped.window.read(0, 3 * PAGE) == b"x" * (3 * PAGE)
+        os.truncate(share / "f", PAGE)
+        assert devices.wait_until(lambda: list(mapped.window.pieces) == [0] and ends(mapped) == PAGE, 20)
+        # What the user may not write to is not mapped.
+        node = mapped.make("of-root", b"x" * PAGE)
+        with pytest.raises(PermissionError):
+            mapped.map(node)
+        assert mapped.window.troubles == []
+    assert running.log == []
+
+
+def ends(mapped: Mapped) -> int:
+    """Where the last piece ends; 0 without any."""
+    return max((at + piece.length for at, piece in list(mapped.window.pieces.items())), default=0)
+
+
 def test_memory_slots_are_not_offered_beside_a_window(mapped: Mapped) -> None:
     """With them QEMU 11.1 dies when a guest is reset while files are mapped."""
     offered = mapped.device.front_end.offered_protocol_features

@@ -9,6 +9,8 @@ the cache directory; --peer adds more:
     virtiofs bench --python
     virtiofs bench --peer 'mine=/opt/virtiofsd --socket-path={socket} --shared-dir={dir}' --html bench.html
 
+    virtiofs bench --dax
+
 The modes differ in how the driver takes replies: "interrupt" sleeps until the device wakes it, as a guest does;
 "polled" watches the ring; "one processor" is as interrupt, with the driver on the daemon's processor, so that no
 wake-up crosses processors and what the daemon itself costs shows best.
@@ -92,6 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure instead how late changes show in each cache mode, through the kernel's own client, and how many"
         " requests it saves; some minutes (docs/caching.md); only --only, --repeats, --json and --markdown go with it",
     )
+    parser.add_argument(
+        "--dax",
+        action="store_true",
+        help="measure instead how a guest reads files that are mapped into it (docs/dax.md); takes QEMU 11.1 and fio",
+    )
     parser.add_argument("--seconds", metavar="S", type=float, help="length of each timed run")
     parser.add_argument("--repeats", metavar="N", type=int, help="timed runs of each daemon in each workload")
     parser.add_argument(
@@ -163,6 +170,8 @@ def main(options: argparse.Namespace) -> int:
     """Run the benchmark; the exit status."""
     if options.python:
         return compare_python(options)
+    if options.dax:
+        return _main_dax(options)
     from virtiofs.client import bench, page, peers, report, workloads
     from virtiofs.vhostuser.frontend import FrontEndError
     from virtiofs.virtqueue.driver import DriverError
@@ -233,6 +242,36 @@ def measure_coherence(options: argparse.Namespace, chosen: list[Peer]) -> int:
     if options.markdown:
         Path(options.markdown).write_text(coherence.markdown(results))
     return int(failed)
+
+
+DAX_EXTENTS = {"quick": (1.0, 1), "": (2.0, 3), "full": (10.0, 5)}  # seconds of a run, repeats
+
+
+def _main_dax(options: argparse.Namespace) -> int:
+    """Measure reading in a guest; the exit status."""
+    from virtiofs.cli import benchdax
+    from virtiofs.vm.errors import GuestError
+
+    others = ("peer", "only", "workload", "mode", "depth", "queues", "list", "html")
+    named = [name for name in others if getattr(options, name)]
+    seconds, repeats = DAX_EXTENTS[options.extent]
+    seconds = seconds if options.seconds is None else options.seconds
+    repeats = repeats if options.repeats is None else options.repeats
+    if named or seconds <= 0 or repeats < 1:
+        reason = f"--{named[0]} says nothing to --dax" if named else "--seconds and --repeats are positive"
+        print(f"virtiofs bench: {reason}", file=sys.stderr)
+        return 2
+    try:
+        results = benchdax.measure(seconds, repeats, options.directory, Progress())
+        print(benchdax.terminal(results))
+        if options.json:
+            Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+        if options.markdown:
+            Path(options.markdown).write_text(benchdax.markdown(results))
+    except (GuestError, OSError) as error:
+        print(f"virtiofs bench: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _peers(options: argparse.Namespace, found: list[Peer]) -> list[Peer]:

@@ -223,20 +223,11 @@ class RunningPeer:
 
     def processes(self) -> list[int]:
         """The daemon's process and all its descendants."""
-        tree = [self.process.pid]
-        for pid in tree:
-            for task in _entries(f"/proc/{pid}/task"):
-                with contextlib.suppress(OSError):
-                    tree += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-        return tree
+        return processes(self.process.pid)
 
     def cpu_seconds(self) -> float:
         """Processor time the daemon used so far, user and system, all its processes and threads."""
-        total = 0.0
-        for pid in self.processes():
-            with contextlib.suppress(OSError):
-                total += time.clock_gettime(_cpu_clock(pid))
-        return total
+        return cpu_seconds(self.process.pid)
 
     def descriptors(self) -> int:
         """Open descriptors of all its processes."""
@@ -258,6 +249,25 @@ def _entries(path: str) -> Sequence[str]:
         return os.listdir(path)
     except OSError:
         return ()
+
+
+def processes(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    tree = [pid]
+    for one in tree:
+        for task in _entries(f"/proc/{one}/task"):
+            with contextlib.suppress(OSError):
+                tree += map(int, Path(f"/proc/{one}/task/{task}/children").read_text().split())
+    return tree
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process and its descendants used so far, user and system, all threads."""
+    total = 0.0
+    for one in processes(pid):
+        with contextlib.suppress(OSError):
+            total += time.clock_gettime(_cpu_clock(one))
+    return total
 
 
 def _cpu_clock(pid: int) -> int:

@@ -70,6 +70,11 @@ FAMILIES = (
     ("virtiofs_watcher_unwatched", "gauge", "Those that could not be."),
     ("virtiofs_dax_mappings", "gauge", "Ranges of the DAX window that stand for pieces of files."),
     ("virtiofs_dax_evictions_total", "counter", "Ranges the guest took from files, since the VMM connected."),
+    (
+        "virtiofs_dax_cuts_total",
+        "counter",
+        "Times that others made a mapped file shorter, since the VMM connected.",
+    ),
     ("virtiofs_dax_refused_total", "counter", "Files without DAX and mappings refused, by reason."),
 )
 FROM_STATISTICS = {
@@ -79,6 +84,7 @@ FROM_STATISTICS = {
     "evictions": "virtiofs_evictions_total",
     "dax_mappings": "virtiofs_dax_mappings",
     "dax_evictions": "virtiofs_dax_evictions_total",
+    "dax_cuts": "virtiofs_dax_cuts_total",
 }
 FROM_WATCHER = {
     "events": "virtiofs_watcher_events_total",

@@ -9,7 +9,8 @@ reasons:
    grows, its ranges get the added pages as further pieces, before the guest is told of the new size.
 2. When a file shrinks, pieces wholly behind its end are unmapped first, since the front end would die of a touch
    (SIGBUS).  A piece that holds the end stays: unmapping it would leave a hole, for a moment, in pages that the guest
-   may be reading.  Until the file is cut nothing behind the new end is mapped.
+   may be reading.  Until the file is cut nothing behind the new end is mapped.  That is so where the guest cuts the
+   file, and knows; where somebody else did, the hole is the smaller evil, and the piece is mapped anew up to the end.
 3. An unmapping names exactly what was mapped, and nothing is mapped over something else.
 4. At most `MAX_PIECES`: QEMU takes each for a memory region, and dies of the 512th, with memory slots (seen).
 5. A mapping is complete a moment after the front end said so (seen): see `Channel.barrier`.
@@ -32,12 +33,15 @@ from typing import Any, Protocol
 
 from virtiofs.dax.channel import Channel, ChannelError, Interrupted, OlderChannel
 from virtiofs.dax.tail import PAGE, Tail
+from virtiofs.dax.watch import Watch
 
 MAX_PIECES = 480
 INTERRUPTED_SECONDS = 0.001  # until a request that was interrupted comes again
-# A file loses by DAX when this many times as many ranges as the window has came back just after they were taken.
+# A file loses by DAX when this many times as many ranges as the window has came back, after they were taken to make
+# room, within some time: the guest's own page cache may hold it better, and is no worse at what is read once.
 LOSING = 2
-REMEMBERED = 1024  # files whose regions are known for the window's after they were unmapped
+LOSING_SECONDS = 60.0
+REMEMBERED = 1024  # ranges that were taken, and files whose regions are known for the window's after they were unmapped
 RANGE = 2 << 20  # what Linux maps at a time (FUSE_DAX_SHIFT)
 MAX_SIZE = MAX_PIECES * RANGE
 
@@ -66,6 +70,9 @@ class File:
         self.ranges: list[Range] = []
         self.tail: Tail | None = None
         self.ceiling: int | None = None  # a request is about to cut it to this size
+        self.fitted = 0  # the size that its ranges were made to fit
+        self.seen = 0  # the size it had when it was last looked at
+        self.believed = 0  # the size the guest may still believe it to have
         self.unsettled = False  # it changed, and its ranges could not be made to fit
 
     def size(self) -> int:
@@ -108,6 +115,13 @@ class Refused(OSError):
         self.reason = reason
 
 
+class Shrank(Refused):
+    """Others cut the file while it was being mapped."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "shrank", "the file shrank meanwhile")
+
+
 class Window:
     """The window of one device, `size` bytes.  Safe for threads; `log` takes one line for each trouble."""
 
@@ -133,8 +147,10 @@ class Window:
         self._taken: OrderedDict[tuple[Identity, int], None] = (
             OrderedDict()
         )  # ranges lately taken from a full window
-        self._returned: dict[Identity, int] = {}
+        self._returned: dict[Identity, tuple[int, float]] = {}  # how many ranges came back, since when
         self._losing: set[Identity] = set()
+        self._cuts = 0
+        self._watch = Watch(self.look, log)
 
     # --- what the supervisor says, by the worker's main thread ---
 
@@ -280,8 +296,11 @@ class Window:
             with self._asking():
                 file.unsettled = False
                 self._fit(file)
+                file.believed = file.fitted
         except Interrupted:
             file.unsettled = True  # when the queues run again
+        except Shrank:
+            pass  # the watch has that before it
         except OSError as error:
             self._log(f"a mapped file changed, and its mappings could not follow: {error.strerror or error}")
 
@@ -301,6 +320,30 @@ class Window:
         for file in [file for file in self._files.values() if file.unsettled]:
             self.refit(file.nodeid)
 
+    def look(self) -> bool:
+        """A file with ranges was written to, by anyone: let nothing be mapped behind an end that came nearer.
+
+        When what was cut off grows again, it is mapped as far as the guest may believe the file to reach all the
+        time, but not while it is still growing: it may be cut again, and QEMU makes an empty file larger (seen).
+        Whether that is done; if not, it is to be tried again.
+        """
+        done = True
+        try:
+            with self._asking():
+                for file in list(self._files.values()):
+                    size = file.size()
+                    grows = file.fitted < min(size, file.believed)
+                    if file.ceiling is None and (size < file.fitted or (grows and size == file.seen)):
+                        self._fit(file)
+                    elif grows:
+                        done = False
+                    file.seen = size
+        except (Interrupted, Shrank):
+            return False
+        except OSError as error:
+            self._log(f"a mapped file was cut, and its mappings could not follow: {error.strerror or error}")
+        return done
+
     def clear(self) -> None:
         """The session is over: no mapping is left, now or, if the front end can not be asked, before the next."""
         with self._lock:
@@ -318,6 +361,7 @@ class Window:
             self._channel.close()
             self._channel = None
         self.clear()
+        self._watch.close()
         os.close(self._wake)
 
     def statistics(self) -> dict[str, Any]:
@@ -325,6 +369,7 @@ class Window:
         return {
             "dax_mappings": len(self._ranges),
             "dax_evictions": self._evictions,
+            "dax_cuts": self._cuts,
             "dax_refused": dict(self._refused),
         }
 
@@ -368,6 +413,7 @@ class Window:
         file = self._files.get(nodeid)
         if file is None:
             file = self._files[nodeid] = File(nodeid, fd, writable)
+            self._watch.add(fd)
             with self._announcing:
                 self._known[file.identity] = None
                 self._known.move_to_end(file.identity)
@@ -384,6 +430,8 @@ class Window:
         """Let go of files without ranges."""
         for file in [file for file in self._files.values() if not file.ranges]:
             del self._files[file.nodeid]
+            if all(other.identity != file.identity for other in self._files.values()):
+                self._watch.remove(file.fd)
             file.close()
 
     def _setup(self, file: File, foffset: int, length: int, start: int, writable: bool) -> None:
@@ -415,14 +463,19 @@ class Window:
         except OSError:
             self._forget(range)
             raise
+        file.believed = max(file.believed, file.fitted)
 
     def _judge(self, file: File, foffset: int) -> None:
-        """A range is mapped: it is no gain if it was taken away just now, to make room."""
+        """A range is mapped: it is no gain if it was taken away before, to make room."""
         if self._taken.pop((file.identity, foffset), False) is False:
             return
-        returned = self._returned[file.identity] = self._returned.get(file.identity, 0) + 1
-        if returned >= LOSING * self.size // RANGE and len(self._losing) < REMEMBERED:
+        now = time.monotonic()
+        count, since = self._returned.pop(file.identity, (0, now))
+        count, since = (count + 1, since) if now - since < LOSING_SECONDS else (1, now)
+        if count >= LOSING * self.size // RANGE and len(self._losing) < REMEMBERED:
             self._losing.add(file.identity)
+        elif len(self._returned) < REMEMBERED:
+            self._returned[file.identity] = count, since
 
     def _clear(self, start: int, end: int) -> None:
         """Make [start, end) empty; of a range that reaches beyond, the rest stays."""
@@ -438,7 +491,7 @@ class Window:
             self._unmap_from(range, 0)
             if 4 * len(self._ranges) * RANGE >= 3 * self.size:
                 self._taken[file.identity, range.foffset] = None
-                while len(self._taken) > 2 * self.size // RANGE:
+                while len(self._taken) > REMEMBERED:
                     self._taken.popitem(last=False)
             self._remove(range)
             self._evictions += 1
@@ -479,6 +532,7 @@ class Window:
         if not file.ranges:
             return
         size = file.size()
+        cut_by_others = file.ceiling is None and size < file.fitted
         whole = size // PAGE * PAGE
         tail = whole if size % PAGE else None
         if file.tail is not None:
@@ -487,6 +541,8 @@ class Window:
             wanted = max(0, min(range.length, whole - range.foffset))
             end = max(0, min(range.length, (size + PAGE - 1) // PAGE * PAGE - range.foffset))
             self._unmap_from(range, end)
+            if cut_by_others and range.covered > end:
+                self._unmap(range, *range.pieces[-1])
             tail_at = None
             if tail is not None and 0 <= tail - range.foffset < range.length:
                 tail_at = tail - range.foffset
@@ -504,6 +560,8 @@ class Window:
                     file.tail = Tail(file.fd, range.foffset + tail_at)
                 self._map(range, tail_at, PAGE, file.tail.fd, None)
         self._drop_tail_if_unused(file)
+        self._cuts += cut_by_others
+        file.fitted = size
 
     def _unmap_from(self, range: Range, end: int) -> None:
         """Unmap the pieces of a range that lie wholly at or behind `end`."""
@@ -533,8 +591,8 @@ class Window:
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
         if status.st_size < from_ + length:
-            raise Refused(errno.EIO, "shrank", "the file shrank meanwhile")
-        fd = os.dup(fd)  # for a late answer the file may be closed already
+            raise Shrank
+        theirs, fd = fd, os.dup(fd)  # for a late answer the file may be closed already
         answers = []
 
         def effect(done: bool) -> None:
@@ -559,6 +617,8 @@ class Window:
             self._expected[at] = (identity, from_, length)
         self._channel.map(at, fd, from_, length, range.writable, effect)
         if not answers[0]:
+            if os.fstat(theirs).st_size < from_ + length:
+                raise Shrank
             raise Refused(errno.EIO, "front-end", "the front end refused it")
         self._channel.barrier()
 

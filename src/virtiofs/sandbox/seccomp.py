@@ -176,6 +176,8 @@ TABLE: tuple[tuple[str, str, str, tuple[Tests, ...], str], ...] = (
     ("dax", "getsockname", "the back-end channel becomes a socket of Python's", (), ALLOW),
     ("dax", "memfd_create", "the last, partial page of a mapped file; a guest's versions", (), ALLOW),
     ("dax", "fcntl", "versions that can not shrink: F_ADD_SEALS", one_of(1, (1033,)), ALLOW),
+    ("dax", "fanotify_init", "watching mapped files", (), ALLOW),
+    ("dax", "fanotify_mark", "watching mapped files, not all of a file system", one_of(1, (1, 2)), ALLOW),
 )
 # --seccomp: what happens to a call that is in no row.
 ACTIONS = ("kill", "log", "trap")
