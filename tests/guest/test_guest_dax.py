@@ -291,7 +291,8 @@ def test_a_storm_of_renames_on_both_sides_leaves_whole_files(mount: str, place: 
 
     script = """
     for n in $(seq 12); do
-        until sum=$(md5sum <a); do :; done 2>/dev/null; echo $sum; mv b c; mv c b; cp b d; mv d e; cmp b e || echo differs
+        until sum=$(md5sum <a); do :; done 2>/dev/null; echo $sum
+        mv b c; mv c b; cp b d; mv d e; cmp b e || echo differs
     done
     """
     thread = threading.Thread(target=replace)

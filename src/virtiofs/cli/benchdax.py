@@ -173,7 +173,13 @@ def in_guest(path: str) -> str:
 
 def _fio(guest: Guest, work: Work, places: Sequence[Place], seconds: float) -> list[float]:
     """Do the work in one place after the other: MiB per second each."""
-    words = [*program(), f"--size={SIZE}", "--allow_file_create=0", "--time_based", f"--runtime={seconds:g}"]
+    words = [
+        *program(),
+        f"--size={SIZE}",
+        "--allow_file_create=0",
+        "--time_based",
+        f"--runtime={round(1000 * seconds)}ms",
+    ]
     words += ["--thread", "--gtod_reduce=1", "--output-format=json", "--stonewall", *work.options]
     for place in places:
         words += [f"--name={place.tag}", f"--filename=/{place.tag}/data"]

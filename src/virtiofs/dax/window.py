@@ -617,8 +617,9 @@ class Window:
             self._expected[at] = (identity, from_, length)
         self._channel.map(at, fd, from_, length, range.writable, effect)
         if not answers[0]:
-            if os.fstat(theirs).st_size < from_ + length:
-                raise Shrank
+            now = os.fstat(theirs)
+            if now.st_size < from_ + length or now.st_mtime_ns != status.st_mtime_ns:
+                raise Shrank  # it may have grown again since the front end looked
             raise Refused(errno.EIO, "front-end", "the front end refused it")
         self._channel.barrier()
 
