@@ -17,7 +17,7 @@ import pytest
 
 import devices
 from virtiofs.cli.ctl import ask
-from virtiofs.cli.serve import parse_share
+from virtiofs.cli.shares import parse_share
 from virtiofs.client.device import Device, DeviceGone
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree

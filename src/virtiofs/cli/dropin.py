@@ -26,7 +26,7 @@ WAITING = "Waiting for vhost-user socket connection..."
 def serve(settings: Settings) -> int:
     """Listen, serve one connection, and return the exit status."""
     from virtiofs.cli.ownership import id_maps
-    from virtiofs.cli.serve import check_directory, describe, make_share
+    from virtiofs.cli.shares import check_directory, describe, make_share
     from virtiofs.daemon.channel import WorkerError
     from virtiofs.daemon.port import Port
     from virtiofs.daemon.supervisor import Supervisor, announce

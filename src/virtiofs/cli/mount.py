@@ -27,7 +27,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from virtiofs.cli import mountdevice, pythonshare, serve
+from virtiofs.cli import mountdevice, pythonshare, serve, shares
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="make a socket here for `virtiofs ctl`, `top` and `trace`, for this user and root",
     )
-    serve.add_share_arguments(parser)
+    shares.add_arguments(parser)
     # A wait for a lock can be interrupted here, so it needs no end.  Mounts below DIR look like directories.
     parser.set_defaults(
         parser=parser,
@@ -125,7 +125,7 @@ def main(options: argparse.Namespace) -> int:
 
     serve_it = mount
     pythonshare.check_options(options)
-    serve.check_cache(options)
+    shares.check_cache(options)
     if options.socket is not None:
         refuse_share_options(options)
         serve_it = mountdevice.mount
@@ -189,7 +189,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
             allow_other=os.geteuid() == 0 if options.allow_other is None else options.allow_other,
         )
     except (ValueError, OSError) as error:
-        tell(serve.describe(error))
+        tell(shares.describe(error))
         return 1
     hosted = HostMount(
         mountpoint,
@@ -209,7 +209,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
     except (ValueError, OSError, TransportError) as error:
         mountpoint.unmount()
         mountpoint.release()
-        tell(serve.describe(error))
+        tell(shares.describe(error))
         return 1
     try:
         return hosted.run(ready)
@@ -224,7 +224,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
 
 def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
     """The share of a directory or a file, and its absolute path.  Raises `ValueError` and `OSError`."""
-    settings = serve.passthrough_settings(options, log)
+    settings = shares.passthrough_settings(options, log)
     if options.metadata_table:
         if options.writeback:
             raise ValueError(
@@ -232,12 +232,12 @@ def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
             )
         if options.cache == "auto":
             settings["cache"] = "always"  # all may be kept, as the kernel is told when to forget it
-    path = serve.check_path(options.directory)
+    path = shares.check_path(options.directory)
     check_apart(path, options.directory, options.mountpoint)
-    walls = serve.make_walls(options, log, settings)
+    walls = shares.make_walls(options, log, settings)
     return (
-        serve.make_share(
-            serve.DEFAULT_TAG,
+        shares.make_share(
+            shares.DEFAULT_TAG,
             path,
             options.readonly,
             settings,
