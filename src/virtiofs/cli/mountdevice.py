@@ -58,6 +58,10 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
     except (RelayError, MountError, ValueError) as error:
         log.error(str(error))
         return 1
+    finally:
+        # The interpreter takes its handlers back when it ends: one more signal would then be our exit status.
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 
