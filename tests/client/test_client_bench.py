@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import mounting
 from virtiofs.cli.main import main
 from virtiofs.client import bench, page, peers, report, workloads
 from virtiofs.client.counting import SystemCalls
@@ -263,3 +264,16 @@ def test_the_command_lists_daemons_and_workloads(capsys):
     said = capsys.readouterr().out
     assert "virtiofs: virtiofs" in said
     assert all(workload.name in said for workload in WORKLOADS)
+
+
+def test_file_systems_in_python_are_compared_on_the_hosts_kernel():
+    reason = mounting.unavailable()
+    if reason:
+        pytest.skip(reason)
+    from virtiofs.client.pythonbench import measure
+
+    ours = [server for server in measure.SERVERS if not server.module]
+    found = measure.measure(0.01, 1, ours)
+    assert all(found["rates"][f"{work}|virtiofs"] > 0 for work in found["works"])
+    text = measure.page(found)
+    assert "| fstat: GETATTR |" in text and "virtiofs async" in text

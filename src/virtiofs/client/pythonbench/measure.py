@@ -212,7 +212,10 @@ def report(results: dict[str, Any]) -> str:
 
 def page(results: dict[str, Any]) -> str:
     """The table with where it is from."""
+    host = results["machine"]
+    where = f"{host['processor']}, {host['processors']} processors{', virtual' if host['virtual'] else ''}"
+    where += f", Linux {host['kernel']}, Python {host['python']}"
     return (
         "# File systems in Python\n\n"
-        f"By `virtiofs bench --python` on {results['date']}; {results['machine']}.\n\n{report(results)}\n"
+        f"By `virtiofs bench --python` on {results['date']}; {where}.\n\n{report(results)}\n"
     )
