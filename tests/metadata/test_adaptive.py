@@ -98,6 +98,9 @@ def test_a_change_of_everything_is_one_of_each(watched: Watched) -> None:
 def test_without_a_watcher_the_bound_is_a_second(watched: Watched) -> None:
     watched.table.announce_watch(True)  # in the daemon's watcher's place
     watched.table.announce_watch(False)
+    assert max(watched.validity()) < 1, "all that was known changed with that"
+    when = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - 1000 * SECOND
+    os.pwrite(watched.table.fd, struct.pack("<Q", when), layout.HEADER.offset("everything_at"))
     assert watched.validity() == (1, 1)
     watched.changed(watched.file, 2)
     assert watched.validity()[1] < 1

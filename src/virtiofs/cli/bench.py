@@ -216,7 +216,11 @@ def main(options: argparse.Namespace) -> int:
 
 def measure_coherence(options: argparse.Namespace, chosen: list[Peer]) -> int:
     """What --coherence does: the exit status."""
+    import shutil
+    import subprocess
+
     from virtiofs.client import coherence
+    from virtiofs.client.peers import PeerError
 
     progress = Progress()
     ways = [
@@ -235,10 +239,25 @@ def measure_coherence(options: argparse.Namespace, chosen: list[Peer]) -> int:
         except OSError as error:
             print(f"virtiofs bench: {way.daemon}, {way.mode}: {error}", file=sys.stderr)
             failed = True
+    known = []
+    git = None
+    with tempfile.TemporaryDirectory(prefix="virtiofs-bench-", dir=options.directory) as place:
+        directory = Path(place)
+        directory.chmod(0o755)
+        try:
+            for peer in (one for one in chosen if not one.name.endswith("-pool")):
+                known.append(coherence.known_again(peer, directory, lambda what: progress(0.99, what)))
+            if shutil.which("git"):
+                git = coherence.git_status(directory, coherence.GIT_FILES, lambda what: progress(0.99, what))
+        except (OSError, PeerError, subprocess.CalledProcessError) as error:
+            print(f"virtiofs bench: {error}", file=sys.stderr)
+            failed = True
     progress(1.0, "done")
     print(coherence.terminal(results))
+    print(coherence.again_text(known, git))
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+        everything = {"modes": results, "known again": known, "git status": git}
+        Path(options.json).write_text(json.dumps(everything, indent=1) + "\n")
     if options.markdown:
         Path(options.markdown).write_text(coherence.markdown(results))
     return int(failed)

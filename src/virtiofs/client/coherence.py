@@ -28,6 +28,8 @@ LIMIT_SECONDS = 3.0  # what has not been seen by then counts as never
 LOOK_SECONDS = 0.02  # between two looks of the program
 WATCHER_SECONDS = 2.0  # for the watcher of the host to begin
 FILES, ROUNDS = 100, 20
+STAT_FILES = 10_000
+GIT_FILES, GIT_RUNS = 50_000, 6
 BLIND_REPEATS = 2  # of a change that is never seen
 WRITERS = ("the same guest", "another guest", "the host")
 
@@ -226,3 +228,89 @@ def terminal(results: list[dict[str, Any]]) -> str:
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in table
     )
+
+
+# --- asking again ---
+
+
+def known_again(peer: Peer, base: Path, told: Callable[[str], None]) -> dict[str, Any]:
+    """A stat of each of many files through the tree API, again and again: microseconds and requests each.
+
+    Ours with what its versions allow to be kept; every other daemon is asked each time.
+    """
+    from virtiofs.client.device import UNIQUE_STEP
+    from virtiofs.client.peers import RunningPeer
+    from virtiofs.client.tree import Tree
+
+    told(f"{peer.name}: stat of {STAT_FILES} files through the tree API")
+    ours = peer.name == "virtiofs"
+    command = (*peer.command, "--metadata-table") if ours else peer.command
+    share = base / f"stat-{peer.name}"
+    share.mkdir()
+    paths = [f"file{number}" for number in range(STAT_FILES)]
+    for path in paths:
+        (share / path).touch()
+    with RunningPeer(peer._replace(command=command), share, versions=ours) as running:
+        device, tree = running.device, Tree(running.session)
+        rounds: list[tuple[float, float]] = []
+        deadline = time.monotonic() + READY_SECONDS
+        while len(rounds) < 3 and time.monotonic() < deadline:
+            before, began = device.unique(), time.perf_counter()
+            for path in paths:
+                tree.stat(path)
+            used = time.perf_counter() - began
+            asked = (device.unique() - before) // UNIQUE_STEP - 1
+            if not ours or not asked:  # its watcher may only just have begun
+                rounds.append((used / STAT_FILES * 1e6, asked / STAT_FILES))
+        if not rounds:
+            raise OSError("what is known is asked for again and again")
+    return {"daemon": peer.name, "microseconds": min(rounds)[0], "requests": min(rounds)[1]}
+
+
+def git_status(base: Path, files: int, told: Callable[[str], None]) -> dict[str, Any]:
+    """`git status` of a tree of so many files, warm: seconds here, and through a mount with a table."""
+    told(f"git status of {files} files")
+    share = base / "share"
+    share.mkdir()
+    for number in range(files):
+        path = share / f"d{number // 100}" / str(number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"%d" % number)
+    git = ["git", "-c", "safe.directory=*", "-c", "user.name=a", "-c", "user.email=b", "-c", "gc.auto=0"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], cwd=share, check=True, capture_output=True)
+    result: dict[str, Any] = {"files": files}
+    with mounted(Way("virtiofs", "table", ("--metadata-table",)), share, base, "place") as mount:
+        time.sleep(WATCHER_SECONDS)
+        for name, place in (("local", share), ("mount", mount.place)):
+            times = []
+            before = 0
+            for _ in range(GIT_RUNS):
+                before, began = mount.requests(), time.perf_counter()
+                subprocess.run(
+                    [*git, "--no-optional-locks", "status", "--porcelain"],
+                    cwd=place,
+                    check=True,
+                    capture_output=True,
+                )
+                times.append(time.perf_counter() - began)
+            result[name] = min(times[1:])
+            if name == "mount":
+                result["requests"] = mount.requests() - before
+    return result
+
+
+def again_text(known: list[dict[str, Any]], git: dict[str, Any] | None) -> str:
+    """Both as lines of text."""
+    lines = [
+        f"stat of {STAT_FILES} files through the tree API, again, {one['daemon']}: {one['microseconds']:.2f} us and"
+        f" {one['requests']:.2f} requests each"
+        for one in known
+    ]
+    if git is not None:
+        lines.append(
+            f"git status of {git['files']} files, warm: {git['local']:.3f} s on the local file system,"
+            f" {git['mount']:.3f} s ({git['mount'] / git['local']:.2f} times) and {git['requests']} requests through"
+            " a mount with a table"
+        )
+    return "\n".join(lines)

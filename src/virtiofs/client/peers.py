@@ -149,7 +149,7 @@ class RunningPeer:
     """A started daemon and the connection to it; a context manager that stops both.
 
     `cpus`: the processors the daemon may use.  `queues`: request queues to use; more than one only where the peer
-    has words for it.  Raises `PeerError`.
+    has words for it.  `versions`: take the device's, if it has any.  Raises `PeerError`.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class RunningPeer:
         queue_size: int = QUEUE_SIZE,
         memory: int = MEMORY,
         queues: int = 1,
+        versions: bool = False,
     ):
         self.peer = peer
         self._place = tempfile.TemporaryDirectory(prefix="virtiofs-bench-")
@@ -184,7 +185,7 @@ class RunningPeer:
                     os.sched_setaffinity(0, before)
             connection = self._connect(socket, begin)
             connected = time.monotonic() - begin
-            self.device = Device(connection, queues, queue_size, memory, timeout=30.0)
+            self.device = Device(connection, queues, queue_size, memory, timeout=30.0, versions=versions)
             self.session = Session(self.device)
             self.session.getattr(1)
             self.start_up = StartUp(connected, time.monotonic() - begin)

@@ -198,8 +198,6 @@ class Worker:
         """Forget the driver's session: inodes, handles, mappings."""
         with self._standing_still():
             self._session.end()
-        if self._versions is not None:
-            self._versions.show()  # front ends forget what was mapped
 
     def status(self, fds: list[int]) -> dict[str, Any]:
         """Counters of the share and of each running queue."""

@@ -44,8 +44,11 @@ class Filesystem(Handlers):
     def trust_metadata(self, names: float | None) -> None:
         """The guest is told of all that others enter into the table.  `names`: seconds that it may trust names."""
 
-    def use_versions(self, copy: object) -> None:
-        """Show a guest that asks for it `copy` (`metadata.copy.Copy`).  One that can not has nothing to do."""
+    def use_versions(self, copy: object, asked: int) -> None:
+        """Show a guest that asks for it `copy` (`metadata.copy.Copy`), and tell the eventfd `asked` when one does.
+
+        A file system that can not has nothing to do.
+        """
 
     def nodes_of(self, dev: int, ino: int) -> list[int]:
         """The node ids that the guest holds of the host's file with this st_dev and st_ino."""

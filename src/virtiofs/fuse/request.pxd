@@ -81,6 +81,7 @@ cdef class Handlers:
     cdef Interrupted interrupted
     cdef void* context
     cdef uint64_t init_flags
+    cdef int version_event       # an eventfd that is told when a guest asked for them
     cdef uint32_t version_bits   # 2 to this power is how many versions region 1 holds; 0: there is none
     cdef public bint read_only
 

@@ -10,6 +10,7 @@ from cython.cimports.libc.errno import EFAULT, EINVAL, EIO, ENOSYS, EPROTO, EROF
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.uio import iovec
+from cython.cimports.posix.unistd import write
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_DESTROY,
     FUSE_INIT,
@@ -248,6 +249,7 @@ class Session:
         asked: fuse_init_in
         answer: fuse_init_out
         flags: uint64_t
+        one: uint64_t = 1
         memcpy(cython.address(asked), request.args, cython.sizeof(fuse_init_in))
         memset(cython.address(answer), 0, cython.sizeof(fuse_init_out))
         answer.major = 7
@@ -278,6 +280,7 @@ class Session:
             answer.unused[1] = VERSIONS_MAGIC >> 16
             answer.unused[2] = VERSIONS_REGION
             answer.unused[3] = self.handlers.version_bits
+            write(self.handlers.version_event, cython.address(one), 8)
         memcpy(request.reply, cython.address(answer), cython.sizeof(fuse_init_out))
         self.minor = asked.minor if asked.minor < FUSE_KERNEL_MINOR_VERSION else FUSE_KERNEL_MINOR_VERSION
         self.flags = flags

@@ -579,8 +579,9 @@ class Passthrough(Filesystem):
             self.init_flags |= layout.FUSE_HAS_EXPIRE_ONLY | layout.FUSE_NO_OPENDIR_SUPPORT
             trust_table(cython.address(self.share), self.table)
 
-    def use_versions(self, copy: Copy) -> None:
-        """Tell a guest that asks for it which words of `copy` each reply rests on."""
+    def use_versions(self, copy: Copy, asked: int) -> None:
+        """Tell a guest that asks which words of `copy` each reply rests on, and the eventfd `asked` that it did."""
+        self.version_event = asked
         self.copy = copy
         self.share.shown = cython.address(copy.shown)
         self.version_bits = copy.table.slots.bit_length() - 1
