@@ -168,7 +168,7 @@ def test_what_is_mounted_in_the_tree_is_watched_and_can_be_unmounted(daemon: Dae
         try:
             listener.until(lambda event: event["kind"] == "everything")
             # The watcher before may say for a moment that it sees all.
-            assert devices.wait_until(lambda: daemon.share("a")["watcher"]["watches"] >= 2, SECONDS)
+            assert devices.wait_until(lambda: daemon.share("a")["watcher"]["watches"] >= 2, DEADLINE)
             assert wait_for(daemon, "complete")
             (place / "f").touch()
             listener.until(named("mnt/f"))
