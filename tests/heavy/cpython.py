@@ -12,7 +12,7 @@ import tempfile
 import xml.etree.ElementTree as xml
 from collections.abc import Iterator
 
-from outcome import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
+from outcomes import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
 
 MODULES = (
     *(

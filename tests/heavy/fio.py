@@ -7,7 +7,7 @@ import itertools
 import shutil
 from collections.abc import Iterator
 
-from outcome import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
+from outcomes import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
 
 ENGINES = ("sync", "psync", "pvsync2", "mmap", "libaio", "io_uring")  # the first is left out when small
 PATTERNS = ("write", "randwrite", "rw", "randrw")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from outcome import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
+from outcomes import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
 
 WORKERS, COMMITS = 4, 5
 CONFIGURATION = {

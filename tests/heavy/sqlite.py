@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from outcome import FAILED, PASSED, Outcome, Work, scratch
+from outcomes import FAILED, PASSED, Outcome, Work, scratch
 
 JOURNALS = ("wal", "delete", "truncate", "persist")
 KILLS = 12

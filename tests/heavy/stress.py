@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from outcome import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
+from outcomes import FAILED, PASSED, SKIPPED, Outcome, Work, run, scratch
 
 # Operations of each, of about a second on a local file system.  Those of the class "filesystem" that are missing are
 # not about the files of one directory (bind-mount, binderfs, eventfd, fanotify, ioprio, procfs).

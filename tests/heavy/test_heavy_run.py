@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from outcome import FAILED, PASSED, SKIPPED, Outcome
+from outcomes import FAILED, PASSED, SKIPPED, Outcome
 
 RUN = Path(__file__).with_name("run")
 

@@ -78,12 +78,12 @@ def test_a_share_may_be_a_class_in_python(
     mount = run._parse_mount(text, "--share")
     assert (str(mount.directory), mount.mountpoint, mount.read_only) == (what, mountpoint, read_only)
     (mount,) = run._mounts(parse("--share", text, "--option", "a=b", "--quota", "1G"))
-    assert (mount.options, mount.quota) == (("a=b",), "")
+    assert (mount.options, mount.quota) == (("--option", "a=b"), "")
 
 
 def test_an_option_of_a_class_needs_one_to_be_for(place: Path) -> None:
     for shares in (["--share", "dir"], ["--share", "a:A", "--share", "b:B"]):
-        with pytest.raises(GuestError, match="--option goes with one --share"):
+        with pytest.raises(GuestError, match="--option and --needs go with one --share"):
             run._mounts(parse(*shares, "--option", "a=b"))
 
 
