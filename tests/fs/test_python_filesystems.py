@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 import devices
 from expect import failure, outcome
-from virtiofs.client.device import HIPRIO, Device
+from virtiofs.client.device import HIPRIO, Device, DeviceGone
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
 from virtiofs.fuse import abi
 from virtiofs.fuse.abi import OPERATIONS
+from virtiofs.vhostuser.frontend import FrontEndError
 
 ROOT = 1
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -465,11 +466,13 @@ def test_several_classes_and_a_directory_are_shares_of_one_daemon(tmp_path):
     (tmp_path / "share").mkdir()
     (tmp_path / "share" / "f").write_text("of the host")
     shares = [f"host={tmp_path / 'share'}", f"memory={EXAMPLES / 'memory.py'}:MemoryFilesystem"]
-    shares += [f"bad={TREES}:Sticky", f"fork={TREES}:Fork"]
+    shares += [f"bad={TREES}:Hanging", f"fork={TREES}:Fork"]
+    os.mkfifo(tmp_path / "fifo")
     command = [sys.executable, "-m", "virtiofs", "serve", "--socket-dir", str(tmp_path)]
     command += [word for share in shares for word in ("--share", share)]
     ready, ready_end = os.pipe()
-    command += ["--option", "memory.size=1048576", "--ready-fd", str(ready_end)]
+    command += ["--option", "memory.size=1048576", "--option", f"bad.fifo={tmp_path / 'fifo'}"]
+    command += ["--ready-fd", str(ready_end)]
     process = subprocess.Popen(command, pass_fds=[ready_end], stderr=subprocess.PIPE, text=True)
     os.close(ready_end)
     try:
@@ -482,7 +485,9 @@ def test_several_classes_and_a_directory_are_shares_of_one_daemon(tmp_path):
             bad, fork = sessions["bad"], sessions["fork"]
             for _ in range(2):  # all its threads
                 bad.begin("read", bad.lookup(ROOT, "hang").nodeid, fh=0, offset=0, size=9, room=9)
-            fork.begin("read", fork.lookup(ROOT, "f").nodeid, fh=0, offset=0, size=10, room=10)
+            dying = fork.begin("read", fork.lookup(ROOT, "f").nodeid, fh=0, offset=0, size=10, room=10)
+            with pytest.raises((DeviceGone, FrontEndError)):
+                fork.finish(dying, "read", 10)
             assert Tree(sessions["host"]).read_file("/f") == b"of the host"
             tree = Tree(sessions["memory"])
             tree.write_file("/f", b"data")
@@ -490,6 +495,7 @@ def test_several_classes_and_a_directory_are_shares_of_one_daemon(tmp_path):
             assert failure(tree.write_file, "/g", bytes(2 << 20)) == errno.ENOSPC
             assert tree.read_file("/f") == b"data"
             assert process.poll() is None
+            (tmp_path / "fifo").write_bytes(b"go")
     finally:
         os.close(ready)
         process.terminate()
