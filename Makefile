@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test heavy check bench bench-guest build debug fuzz guests packages manual testbed testbed-trixie lint types quick clean
+.PHONY: help demo test heavy check bench bench-guest build debug fuzz foreign guests packages manual testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
@@ -28,7 +28,7 @@ help:
 demo: build guests
 	@tools/demo $(VENV)/bin/virtiofs
 
-test: lint types testbed quick heavy
+test: lint types testbed foreign quick heavy
 	$(RUN) -m pytest -m guest
 
 # Without DIR on a mount of our own, where the kernel lets us.
@@ -84,6 +84,10 @@ testbed:
 	@$(PYTHON) tools/testbed --flavour amd64
 	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu kernel || \
 	    echo "tests of DAX in guests and of the Rust virtiofsd are skipped"; fi
+
+# Libraries whose file systems are served as well; pyfuse3 is built with what the testbed installs.
+foreign: $(VENV)/.installed
+	@tools/prepare-python $(PYTHON) $(VENV) foreign
 
 testbed-trixie:
 	@$(PYTHON) tools/trixie $(PARTS)

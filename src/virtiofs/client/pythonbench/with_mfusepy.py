@@ -15,7 +15,7 @@ SIZE = 1 << 20
 FILES = {"/null": 2, "/data": 3}
 
 
-class Tree(mfusepy.Operations):  # type: ignore[misc]
+class Tree(mfusepy.Operations):
     use_ns = True
 
     def __init__(self) -> None:
