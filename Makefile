@@ -47,7 +47,7 @@ bench: build guests
 	-$(VENV)/bin/virtiofs bench --markdown benchmarks/latest.md --html benchmarks/latest.html
 	-$(VENV)/bin/virtiofs bench --dax --markdown benchmarks/dax.md
 
-# What a guest can have its files by, in one guest: three quarters of an hour without KVM.
+# What a guest can have its files by, in one guest: half an hour without KVM.
 bench-guest: build guests
 	@$(PYTHON) tools/testbed --flavour amd64 --compare
 	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"

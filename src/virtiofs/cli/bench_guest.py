@@ -39,7 +39,7 @@ __all__ = ["add_arguments", "main"]
 
 EXTENTS = {  # rounds, files, files of the mix, MiB of the large file, random requests, files of the tree
     "quick": (1, 100, 20, 8, 400, 150),
-    "": (3, 2000, 400, 128, 8000, 3000),
+    "": (3, 600, 120, 64, 2000, 900),
 }
 POINT = "/dev/shm/point"
 SUPPLY = "/dev/shm/supply"
