@@ -32,13 +32,13 @@ MODES = {
     "auto": ("--cache", "auto"),
     "adaptive": ("--metadata-table", "--cache", "adaptive"),
 }
-HEADERS, SOURCES, FILES, CHANGES = 60, 6, 600, 8
+HEADERS, SOURCES, FILES, CHANGES = 60, 6, 600, 6
+REST_SECONDS, MOST_SECONDS = 30, 70
 WORKS = {
     "build": "for f in *.c; do gcc -c -Iinclude $f -o /dev/shm/x.o || exit 1; done",
     "build, again": "for f in *.c; do gcc -c -Iinclude $f -o /dev/shm/x.o || exit 1; done",
     "git status, 5 times": "for n in 1 2 3 4 5; do git --no-optional-locks status --porcelain; done",
-    "git status after two minutes' rest, 5 times": "sleep 120; for n in 1 2 3 4 5; do"
-    " git --no-optional-locks status --porcelain; done",
+    "the same, after 30 s of rest": "for n in 1 2 3 4 5; do git --no-optional-locks status --porcelain; done",
 }
 # Says a line whenever the file has another size.
 LOOK = 's=; while :; do n=$(stat -c %s watched); [ $n = 0 ] && exit; [ $n = "$s" ] || echo $n; s=$n; done'
@@ -83,7 +83,7 @@ def requests(control: str) -> int:
 
 
 def delays(guest: Guest, tree: Path, mountpoint: str) -> list[float]:
-    """Seconds from a change by the host until the guest shows it."""
+    """Seconds from a change by the host until the guest shows it: the first after a long time, others soon after."""
     seen: dict[int, float] = {}
     news = threading.Event()
 
@@ -100,7 +100,7 @@ def delays(guest: Guest, tree: Path, mountpoint: str) -> list[float]:
             time.sleep(1.7)  # what nobody changed for a while is trusted for longer
             begin = time.monotonic()
             (tree / "watched").write_text("x" * number)
-            while number not in seen and time.monotonic() - begin < 5:
+            while number not in seen and time.monotonic() - begin < MOST_SECONDS:
                 news.wait(0.001)
             found.append(seen.get(number, float("inf")) - begin)
         os.truncate(tree / "watched", 0)
@@ -149,11 +149,15 @@ def main() -> int:
             print(
                 "| mode | " + " | ".join(f"{work}: requests" for work in WORKS) + " | a change shows after |"
             )
-            print("|---|" + "--:|" * len(WORKS) + "---|")
+            print("|---|" + "--:|" * (len(WORKS) + 2))
             for mode in MODES:
                 counts = []
                 guest.run(f"mount -t virtiofs {mode} /dev/shm/tree")
-                for script in WORKS.values():
+                # What git notes of each file is the guest's from here on.
+                guest.run("cd /dev/shm/tree && HOME=/tmp git -c safe.directory=* status --porcelain", 600)
+                for work, script in WORKS.items():
+                    if "rest" in work:
+                        time.sleep(REST_SECONDS)
                     before = requests(f"{place}/{mode}.control")
                     environ = "export HOME=/tmp GIT_CONFIG_GLOBAL=/dev/null TMPDIR=/tmp PATH=/usr/bin:/bin"
                     done = guest.run(f"{environ}; cd /dev/shm/tree && {script}", 600)
@@ -166,7 +170,7 @@ def main() -> int:
                 print(
                     f"| {mode} | "
                     + " | ".join(f"{count:,}" for count in counts)
-                    + f" | {statistics.median(late) * 1000:.0f} ms, at worst {max(late) * 1000:.0f} ms |",
+                    + f" | {late[0]:.2f} s | {statistics.median(late[1:]):.2f} s, at worst {max(late[1:]):.2f} s |",
                     flush=True,
                 )
     return 0
