@@ -147,7 +147,9 @@ def main() -> int:
         with guest:
             guest.run("mount -t tmpfs tmpfs /tmp; mkdir /dev/shm/tree")
             print(
-                "| mode | " + " | ".join(f"{work}: requests" for work in WORKS) + " | a change shows after |"
+                "| mode | "
+                + " | ".join(f"{work}: requests" for work in WORKS)
+                + " | the first change after a while shows after | more changes soon after that |"
             )
             print("|---|" + "--:|" * (len(WORKS) + 2))
             for mode in MODES:
