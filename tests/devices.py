@@ -201,7 +201,11 @@ import contextlib, ctypes, errno, fcntl, importlib, json, locale, os, pkgutil, r
 import virtiofs.cli.main
 for module in pkgutil.walk_packages(virtiofs.__path__, "virtiofs."):
     if module.name.split(".")[1] not in ("__main__", "client", "vm"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # the adapters' libraries need not be there
+            if error.name.split(".")[0] not in ("fsspec", "mfusepy", "pyfuse3"):
+                raise
 with contextlib.suppress(SystemExit):
     virtiofs.cli.main.main(["serve", "--help"])
 virtiofs.fs.python.loading.preload()
