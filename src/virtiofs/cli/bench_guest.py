@@ -107,7 +107,7 @@ def targets(port: int) -> tuple[list[Target], list[str]]:
     def started(name: str, *more: str) -> Callable[[Path, Path], list[str]]:
         def words(directory: Path, where: Path) -> list[str]:
             places = {"{socket}": str(where), "{dir}": str(directory)}
-            return [places.get(word, _replaced(word, places)) for word in commands[name]] + [*more]
+            return [_replaced(word, places) for word in commands[name]] + [*more]
 
         return words
 

@@ -31,8 +31,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virtiofs.cli.run import FAILED, TIMED_OUT, Ended, Status
+from virtiofs.sandbox import namespaces
 from virtiofs.vm.guest import GuestError, GuestTimeout
-from virtiofs.vm.kata import BASE, RUNTIMES, Sandbox, Volume, own_mounts
+from virtiofs.vm.kata import BASE, RUNTIMES, Sandbox, Volume
 from virtiofs.vm.ramdisk import find_busybox
 
 __all__ = ["add_arguments", "main"]
@@ -100,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
         if os.geteuid() != 0:
             raise GuestError("only root can mount containers' root file systems; Kata's runtime is root, too")
         volumes = [_volume(text) for text in args.volume]
-        own_mounts()
+        namespaces.new_mounts()
         with _root_file_system(args.rootfs) as rootfs:
             sandbox = Sandbox(
                 args.runtime,

@@ -53,7 +53,6 @@ class Settings:
         self.sandbox = "namespace"
         self.seccomp = "kill"
         self.modcaps = ""
-        self.locks: list[str] = []  # files that say what the command line may have (cli/locked.py)
         self.passthrough: dict[str, Any] = {
             "cache": "auto",
             "file_handles": "prefer",
@@ -162,10 +161,6 @@ def one_more(name: str) -> Action:
     return act
 
 
-def one_more_lock(settings: Settings, text: str) -> None:
-    settings.locks.append(text)
-
-
 def set_cache(settings: Settings, text: str) -> None:
     settings.passthrough["cache"] = "never" if text == "none" else text
 
@@ -239,7 +234,6 @@ OPTIONS = (
         OURS,
         HONOURED,
         "What this command line may not change is in FILE, as in /etc/virtiofs/locked.toml, which is always read.",
-        one_more_lock,
     ),
     Option(
         ("--tag",),

@@ -11,8 +11,8 @@ the daemon is started on a directory in which nothing is mounted yet; the root f
 by mount propagation, under a top that stays read-only.
 
 The guest is the throw-away guest of guest.py, with the engine of an OCI container in its RAM disk; its init does what
-the agent would.  A Sandbox needs root and mounts below `base`: use it in a mount namespace of one's own
-(`own_mounts`), so that nothing is left mounted however it ends.
+the agent would.  A Sandbox needs root and mounts below `base`: use it in a mount namespace of one's own,
+so that nothing is left mounted however it ends.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from virtiofs.vm.container import Bind, configuration, engine_files
 from virtiofs.vm.errors import GuestError
 from virtiofs.vm.guest import Guest, Result, Share, Sink
 
-__all__ = ["BASE", "RUNTIMES", "Runtime", "Sandbox", "Volume", "own_mounts"]
+__all__ = ["BASE", "RUNTIMES", "Runtime", "Sandbox", "Volume"]
 
 BASE = Path("/run/kata-containers/shared/sandboxes")
 TAG = "kataShared"
 IN_GUEST = "/run/kata-containers/shared/containers"
 READY = b"Waiting for vhost-user socket connection"
 
-_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 0x1, 0x20, 0x1000, 0x4000
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 0x1, 0x20, 0x1000
 _MS_PRIVATE, _MS_SLAVE, _MS_SHARED = 1 << 18, 1 << 19, 1 << 20
-_MNT_DETACH, _UMOUNT_NOFOLLOW, _CLONE_NEWNS = 2, 8, 0x20000
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _DAEMON_SECONDS = 20.0
 _END_SECONDS = 10.0
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -418,16 +418,6 @@ class Sandbox:
 
 
 _ENGINE_OPTIONS = {"crun": "--cgroup-manager=cgroupfs", "runc": ""}
-
-
-def own_mounts() -> None:
-    """Move this process to a mount namespace of its own, where nothing it mounts is seen by others.
-
-    Raises OSError: only root may, and a process of one thread.  Source: unshare(2), mount_namespaces(7).
-    """
-    if _libc.unshare(_CLONE_NEWNS):
-        raise OSError(ctypes.get_errno(), "cannot make a mount namespace")
-    _mount(None, Path("/"), _MS_SLAVE | _MS_REC)
 
 
 def _mount(source: str | os.PathLike[str] | None, target: Path, flags: int) -> None:
