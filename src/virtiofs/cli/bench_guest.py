@@ -115,6 +115,8 @@ def targets(port: int) -> tuple[list[Target], list[str]]:
     here = [
         _virtio_fs("virtiofs", started("virtiofs")),
         _virtio_fs("virtiofs-writeback", started("virtiofs", "--writeback")),
+        _virtio_fs("virtiofs-never", started("virtiofs", "--cache", "never")),
+        _virtio_fs("virtiofs-always", started("virtiofs", "--cache", "always")),
     ]
     for name, more in (("virtiofsd-c", ("-o", "writeback")), ("virtiofsd-rust", ("--writeback",))):
         if name in commands:

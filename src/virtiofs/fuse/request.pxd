@@ -20,8 +20,10 @@ cdef enum:
 cdef extern from *:
     """
     #define VERSIONED (1ULL << 63)
+    #define COHERENT_DIRECT_IO (1ULL << 62)
     """
     const uint64_t VERSIONED # a flag of the session beside those of INIT: replies carry versions (versions_out)
+    const uint64_t COHERENT_DIRECT_IO # another: the guest drops what it keeps of a file before and after a direct write
 
 cdef enum NameKind:
     KIND_NONE

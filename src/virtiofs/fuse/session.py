@@ -30,6 +30,7 @@ from cython.cimports.virtiofs.fuse.layout import (
 )
 from cython.cimports.virtiofs.fuse.request import (
     AGAIN,
+    COHERENT_DIRECT_IO,
     VERSIONED,
     VERSIONS_REGION,
     WAIT,
@@ -49,6 +50,10 @@ NO_REPLY = cython.declare(uint32_t, abi.NO_REPLY)
 
 # virtio-fs came with 7.31; the structures below are those of 7.27 and later.
 OLDEST_MINOR = cython.declare(uint32_t, 27)
+# Since Linux 6.6 a direct write (FOPEN_DIRECT_IO) drops the cached pages that it replaces before it is sent; since 7.0
+# after it, too, so that no read beside it keeps what was there (fs/fuse/file.c, fuse_direct_io; commit b359af8275a9,
+# also in late stable releases of older ones).  The first interface that only such kernels speak, Debian's 7.3 for one:
+COHERENT_MINOR = cython.declare(uint32_t, 46)
 PAGE = cython.declare(uint32_t, 4096)
 PAGE_SHIFT = cython.declare(uint32_t, 12)
 # A virtio-fs guest throttles nothing by these, but 0 would mean its small defaults.
@@ -281,6 +286,8 @@ class Session:
             answer.unused[2] = VERSIONS_REGION
             answer.unused[3] = self.handlers.version_bits
             write(self.handlers.version_event, cython.address(one), 8)
+        if asked.minor >= COHERENT_MINOR:
+            flags |= COHERENT_DIRECT_IO
         memcpy(request.reply, cython.address(answer), cython.sizeof(fuse_init_out))
         self.minor = asked.minor if asked.minor < FUSE_KERNEL_MINOR_VERSION else FUSE_KERNEL_MINOR_VERSION
         self.flags = flags

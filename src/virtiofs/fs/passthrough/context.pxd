@@ -38,6 +38,7 @@ cdef struct Share:
     uint32_t guest_flags     # flags of a guest's open that the host's gets
     uint32_t open_file       # FOPEN_* of every open file
     uint32_t open_to_read    # more of them for a file that is opened only for reading
+    uint32_t open_to_write   # and only for writing, where direct writes and the guest's page cache agree
     uint32_t open_directory  # and of every open directory
     char only[256]           # a single file is shared: its name; see single.py
     uint32_t only_size       # 0: the whole tree

@@ -69,7 +69,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_open_in,
     fuse_open_out,
 )
-from cython.cimports.virtiofs.fuse.request import Request
+from cython.cimports.virtiofs.fuse.request import COHERENT_DIRECT_IO, Request
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u8
 
 
@@ -165,6 +165,7 @@ def open_directory(share: cython.pointer(Share), inode: cython.pointer(Inode)) -
 @cython.exceptval(check=False)
 def reply_open(
     share: cython.pointer(Share),
+    session_flags: uint64_t,
     out: cython.pointer(fuse_open_out),
     fd: cython.int,
     nodeid: uint64_t,
@@ -174,6 +175,8 @@ def reply_open(
     out.open_flags = share.open_file
     if flags & O_ACCMODE == O_RDONLY:
         out.open_flags |= share.open_to_read
+    elif flags & O_ACCMODE == O_WRONLY and session_flags & COHERENT_DIRECT_IO:
+        out.open_flags |= share.open_to_write
     return handle_open(cython.address(share.handles), fd, nodeid, flags, False, cython.address(out.fh))
 
 
@@ -197,6 +200,7 @@ def open_(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
     request.reply_size = cython.sizeof(fuse_open_out)
     return reply_open(
         share,
+        request.session_flags,
         cython.cast(cython.pointer(fuse_open_out), request.reply),
         fd,
         request.header.nodeid,
@@ -307,7 +311,7 @@ def reply_create(
     if error:
         close(fd)
         return error
-    error = reply_open(share, cython.address(out.open), fd, nodeid, flags)
+    error = reply_open(share, request.session_flags, cython.address(out.open), fd, nodeid, flags)
     if error:
         inode_forget(cython.address(share.inodes), nodeid, 1)
         return error
@@ -352,7 +356,11 @@ def create_existing(
         error = -errno
         close(fd)
         fd = error
-    error = fd if fd < 0 else reply_open(share, cython.address(out.open), fd, nodeid, args.flags)
+    error = (
+        fd
+        if fd < 0
+        else reply_open(share, request.session_flags, cython.address(out.open), fd, nodeid, args.flags)
+    )
     if error:
         inode_forget(cython.address(share.inodes), nodeid, 1)
         return error

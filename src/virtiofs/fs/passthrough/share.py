@@ -144,6 +144,7 @@ class CacheMode(NamedTuple):
     open_file: int  # FOPEN_* of files
     open_directory: int  # FOPEN_* of directories
     init_flags: int
+    open_to_write: int  # more FOPEN_* of files that are opened only for writing
     readdirplus: bool  # attributes with directory entries: of use only if they may be trusted for a while
     unopened: bool = (
         False  # what is only read need not be opened: what OPEN would say is what the guest assumes
@@ -153,11 +154,14 @@ class CacheMode(NamedTuple):
 KEPT = layout.FOPEN_KEEP_CACHE | layout.FOPEN_CACHE_DIR
 DAY = 86400.0
 CACHE_MODES = {
-    "never": CacheMode(0.0, layout.FOPEN_DIRECT_IO, 0, 0, False),
-    "metadata": CacheMode(DAY, layout.FOPEN_DIRECT_IO, KEPT, layout.FUSE_CACHE_SYMLINKS, True),
-    "auto": CacheMode(1.0, 0, 0, 0, True),
-    "adaptive": CacheMode(1.0, 0, 0, 0, True),  # at most, where the host's changes are not known
-    "always": CacheMode(DAY, layout.FOPEN_KEEP_CACHE, KEPT, layout.FUSE_CACHE_SYMLINKS, True, True),
+    "never": CacheMode(0.0, layout.FOPEN_DIRECT_IO, 0, 0, 0, False),
+    "metadata": CacheMode(DAY, layout.FOPEN_DIRECT_IO, KEPT, layout.FUSE_CACHE_SYMLINKS, 0, True),
+    # What is written and not read through the same handle is dropped by the next open in any case: it goes past the
+    # guest's page cache, which spares it two thirds of the work.
+    "auto": CacheMode(1.0, 0, 0, 0, layout.FOPEN_DIRECT_IO, True),
+    # The second is all there is where the host's changes are not known.
+    "adaptive": CacheMode(1.0, 0, 0, 0, layout.FOPEN_DIRECT_IO, True),
+    "always": CacheMode(DAY, layout.FOPEN_KEEP_CACHE, KEPT, layout.FUSE_CACHE_SYMLINKS, 0, True, True),
 }
 
 
@@ -273,6 +277,7 @@ class Passthrough(Filesystem):
             share.open_file = mode.open_file
             share.open_directory = mode.open_directory
             share.open_to_read = 0
+            share.open_to_write = 0 if writeback else mode.open_to_write
             share.guest_flags = (
                 GUEST_FLAGS | (os.O_DIRECT if direct_io else 0) | (os.O_NOATIME if noatime else 0)
             )
