@@ -50,7 +50,7 @@ bench: build guests
 # What a guest can have its files by, in one guest: half an hour without KVM.
 bench-guest: build guests
 	@$(PYTHON) tools/testbed --flavour amd64 --compare
-	@$(PYTHON) tools/trixie || echo "going on without the Rust virtiofsd of Debian 13"
+	@$(PYTHON) tools/trixie virtiofsd kernel-amd64 || echo "going on without the Rust virtiofsd and the kernel of Debian 13"
 	-$(VENV)/bin/virtiofs bench-guest --markdown benchmarks/guest.md --html benchmarks/guest.html
 
 build: $(VENV)/.built

@@ -10,7 +10,8 @@ rounds, every other one in the opposite order.  So a ratio holds within one boot
 with and without KVM, do not compare.  Targets that cannot be had here are named with the reason.
 
 The guest's programs are this machine's own (its root is shared read-only): tar, find, git, fio, python3.  The kernel
-needs 9p: `tools/testbed --flavour amd64` unpacks Debian's.  Needs root.  Exit status: 1 if any work failed.
+needs 9p: `tools/trixie kernel-amd64` unpacks that of Debian 13's backports, which is taken if it is there, and
+`tools/testbed --flavour amd64` this Debian's.  Needs root.  Exit status: 1 if any work failed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ EXTENTS = {  # rounds, files, files of the mix, MiB of the large file, random re
     "quick": (1, 100, 20, 8, 400, 150),
     "": (3, 600, 120, 64, 2000, 900),
 }
+OURS = {  # what the guest may keep, from the default to everything
+    "virtiofs": (),
+    "virtiofs-writeback": ("--writeback",),
+    "virtiofs-never": ("--cache", "never", "--allow-mmap"),
+    "virtiofs-always": ("--cache", "always"),
+}
 POINT = "/dev/shm/point"
 SUPPLY = "/dev/shm/supply"
 MODULES = ("9p", "9pnet_virtio", "virtio_blk", "ext4", "virtio_net", "nfsv4")
@@ -53,12 +60,16 @@ PACKAGES = ("email", "json", "http", "logging", "unittest")  # of the standard l
 
 
 class Target(NamedTuple):
-    """One way to have files: how the guest mounts it, the words for QEMU, the host's process if it takes one."""
+    """One way to have files: how the guest mounts it, the words for QEMU, the host's process if it takes one.
+
+    `beside`: which of ours lets the guest keep as much, so that it is what this one compares with; itself for ours.
+    """
 
     name: str
     kind: str
     source: str
     options: str
+    beside: str
     devices: Callable[[Path, Path], list[str]]  # (directory, socket)
     daemon: Callable[[Path, Path], list[str]] | None = None  # the same
 
@@ -75,18 +86,19 @@ def _vhost(tag: str) -> Callable[[Path, Path], list[str]]:
     return words
 
 
-def _virtio_fs(name: str, daemon: Callable[[Path, Path], list[str]]) -> Target:
-    return Target(name, "virtiofs", name, "", _vhost(name), daemon)
+def _virtio_fs(name: str, beside: str, daemon: Callable[[Path, Path], list[str]]) -> Target:
+    return Target(name, "virtiofs", name, "", beside, _vhost(name), daemon)
 
 
-def _9p(cache: str) -> Target:
+def _9p(cache: str, beside: str) -> Target:
     name = f"9p-{cache}"
 
     def words(directory: Path, where: Path) -> list[str]:
         backend = f"local,id=fs-{name},path={directory},security_model=passthrough,multidevs=remap"
         return ["-fsdev", backend, "-device", f"virtio-9p-pci,fsdev=fs-{name},mount_tag={name}"]
 
-    return Target(name, "9p", name, f"trans=virtio,version=9p2000.L,msize=512000,cache={cache}", words)
+    options = f"trans=virtio,version=9p2000.L,msize=512000,cache={cache}"
+    return Target(name, "9p", name, options, beside, words)
 
 
 def _disk(directory: Path, where: Path) -> list[str]:
@@ -112,17 +124,12 @@ def targets(port: int) -> tuple[list[Target], list[str]]:
 
         return words
 
-    here = [
-        _virtio_fs("virtiofs", started("virtiofs")),
-        _virtio_fs("virtiofs-writeback", started("virtiofs", "--writeback")),
-        _virtio_fs("virtiofs-never", started("virtiofs", "--cache", "never")),
-        _virtio_fs("virtiofs-always", started("virtiofs", "--cache", "always")),
-    ]
+    here = [_virtio_fs(name, name, started("virtiofs", *more)) for name, more in OURS.items()]
     for name, more in (("virtiofsd-c", ("-o", "writeback")), ("virtiofsd-rust", ("--writeback",))):
         if name in commands:
-            here.append(_virtio_fs(name, started(name)))
-            here.append(_virtio_fs(f"{name}-writeback", started(name, *more)))
-    here += [_9p(cache) for cache in ("none", "mmap", "loose")]
+            here.append(_virtio_fs(name, "virtiofs", started(name)))
+            here.append(_virtio_fs(f"{name}-writeback", "virtiofs-writeback", started(name, *more)))
+    here += [_9p("none", "virtiofs-never"), _9p("mmap", "virtiofs"), _9p("loose", "virtiofs-always")]
     if shutil.which("ganesha.nfsd"):
         options = f"vers=4.1,proto=tcp,port={port},addr={HOST_ADDRESS},clientaddr={GUEST_ADDRESS},sec=sys"
         here.append(
@@ -131,6 +138,7 @@ def targets(port: int) -> tuple[list[Target], list[str]]:
                 "nfs4",
                 f"{HOST_ADDRESS}:/work",
                 options,
+                "virtiofs",
                 _network,
                 lambda d, w: _ganesha(d, w, port),
             )
@@ -138,7 +146,7 @@ def targets(port: int) -> tuple[list[Target], list[str]]:
     else:
         missing.append("nfs-4.1: no ganesha.nfsd: install nfs-ganesha and nfs-ganesha-vfs")
     if shutil.which("mkfs.ext4"):
-        here.append(Target("ext4-image", "ext4", "/dev/vda", "", _disk))
+        here.append(Target("ext4-image", "ext4", "/dev/vda", "", "virtiofs-always", _disk))
     else:
         missing.append("ext4-image: no mkfs.ext4: install e2fsprogs")
     return here, missing
@@ -178,7 +186,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--quick", action="store_true", help="a minute or two: few small files, one round")
     add("--rounds", type=int, metavar="N", help="how often each target does all of it (3)")
-    add("--kernel", metavar="FILE", help="a kernel with 9p (default: the testbed's amd64)")
+    add(
+        "--kernel",
+        metavar="FILE",
+        help="a kernel with 9p (default: that of tools/trixie or tools/testbed)",
+    )
     add(
         "--accel",
         choices=("auto", "kvm", "tcg"),
@@ -295,7 +307,19 @@ def _measure(
             rows = _work(guest, place, len(chosen) * len(works) * rounds, status, args.verbose)
             machine = _machine(guest, kernel, plan)
     status.clear()
-    return {"machine": machine, "targets": [target.name for target in chosen], "works": works, "rows": rows}
+    return {
+        "machine": machine,
+        "targets": [target.name for target in chosen],
+        "beside": {target.name: _beside(target, chosen) for target in chosen},
+        "works": works,
+        "rows": rows,
+    }
+
+
+def _beside(target: Target, chosen: list[Target]) -> str:
+    """What a target compares with: of what is measured, the default if not its own."""
+    names = [other.name for other in chosen]
+    return next((name for name in (target.beside, next(iter(OURS))) if name in names), target.name)
 
 
 def _work(guest: Guest, place: Path, total: int, status: Status, verbose: bool) -> list[dict[str, Any]]:
@@ -372,15 +396,17 @@ def _running(
 
 
 def _kernel(named: str | None) -> Kernel:
-    images = sorted((cache_directory() / "kernel-amd64" / "boot").glob("vmlinux-*"))
+    places = [cache_directory() / name / "boot" for name in ("kernel-amd64", "kernel-trixie-amd64")]
+    images = [image for place in places for image in sorted(place.glob("vmlinux-*"))]
     if named is None and not images:
-        raise Absent("no kernel with 9p: run `tools/testbed --flavour amd64`, or name one with --kernel")
+        raise Absent("no kernel with 9p: run `tools/trixie kernel-amd64`, or name one with --kernel")
     kernel = open_kernel(named or images[-1])
     if kernel.modules is not None:
         lacking = [name for name in MODULES if name not in kernel.modules]
         if lacking:
             raise Absent(
-                f"{kernel.path} has no {', no '.join(lacking)}: run `tools/testbed --flavour amd64` again"
+                f"{kernel.path} has no {', no '.join(lacking)}: "
+                "run `tools/trixie kernel-amd64`, or `tools/testbed --flavour amd64`"
             )
     return kernel
 

@@ -12,7 +12,6 @@ from virtiofs.client.page import STYLE
 
 __all__ = ["markdown", "medians", "page", "terminal"]
 
-OURS = "virtiofs"
 Results = dict[str, Any]
 
 
@@ -29,12 +28,25 @@ def medians(results: Results) -> dict[str, dict[str, float]]:
     }
 
 
+def ours(results: Results) -> list[str]:
+    """The targets that are ours: what they compare with is themselves."""
+    return [target for target in results["targets"] if results["beside"][target] == target]
+
+
+def others(results: Results) -> list[str]:
+    """The other targets."""
+    return [target for target in results["targets"] if results["beside"][target] != target]
+
+
 def ratios(results: Results) -> dict[str, dict[str, float]]:
-    """Work -> target -> how many times as long as ours it takes."""
+    """Work -> other target -> how many times as long it takes as the one of ours that it compares with."""
     return {
-        name: {target: value / row[OURS] for target, value in row.items()}
+        name: {
+            target: row[target] / row[results["beside"][target]]
+            for target in others(results)
+            if target in row and results["beside"][target] in row
+        }
         for name, row in medians(results).items()
-        if OURS in row
     }
 
 
@@ -60,29 +72,37 @@ def failures(results: Results) -> list[str]:
 def _rows(results: Results) -> tuple[list[str], list[list[str]]]:
     """The headings and rows of one table: seconds of ours, then times as long for the others."""
     times = ratios(results)
-    others = [target for target in results["targets"] if target != OURS]
     rows = []
     for name, row in medians(results).items():
-        cells = [name, f"{row[OURS]:.3f}" if OURS in row else ""]
-        for target in others:
-            value = times.get(name, {}).get(target)
-            cells.append("" if value is None else f"{value:.2f}")
+        cells = [name, *(f"{row[target]:.3f}" if target in row else "" for target in ours(results))]
+        cells += [f"{times[name][target]:.2f}" if target in times[name] else "" for target in others(results)]
         rows.append(cells)
-    mean = ["geometric mean", ""]
-    for target in others:
+    mean = ["geometric mean", *("" for _ in ours(results))]
+    for target in others(results):
         values = [row[target] for row in times.values() if target in row]
         mean.append(f"{math.exp(statistics.fmean(map(math.log, values))):.2f}" if values else "")
-    return ["work", f"{OURS}, s", *others], [*rows, mean]
+    return ["work", *(f"{target}, s" for target in ours(results)), *others(results)], [*rows, mean]
 
 
-NOTE = "Seconds of ours; for each other how many times as long it takes: above 1 ours is ahead."
+def note(results: Results) -> str:
+    """What the figures of the table are."""
+    pairs: dict[str, list[str]] = {}
+    for target in others(results):
+        pairs.setdefault(results["beside"][target], []).append(target)
+    beside = "; ".join(f"{', '.join(names)} with {name}" for name, names in pairs.items())
+    text = "Seconds of ours; for each other, how many times as long it takes: above 1 ours is ahead."
+    return (
+        f"{text} Each compares with the one of ours that lets the guest keep as much: {beside}."
+        if pairs
+        else text
+    )
 
 
 def terminal(results: Results) -> str:
     """The table, for a terminal."""
     headings, rows = _rows(results)
     widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
-    lines = [conditions(results), NOTE, ""]
+    lines = [conditions(results), note(results), ""]
     for row in [headings, *rows]:
         lines.append(
             "  ".join(
@@ -96,7 +116,7 @@ def terminal(results: Results) -> str:
 def markdown(results: Results) -> str:
     """The same as a page of Markdown."""
     headings, rows = _rows(results)
-    lines = ["# What a guest can have its files by", "", conditions(results), "", NOTE, ""]
+    lines = ["# What a guest can have its files by", "", conditions(results), "", note(results), ""]
     lines += [f"| {' | '.join(headings)} |", f"|---|{'--:|' * (len(headings) - 1)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", *(f"- {line}" for line in failures(results))]
@@ -112,11 +132,11 @@ def page(results: Results) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>What a guest can have its files by</title><style>{STYLE}</style>",
         f"<h1>What a guest can have its files by</h1><p class=small>{escape(conditions(results))}</p>",
-        f"<p>{escape(NOTE)}</p><div class=wide><table><tr>{head}</tr>{body}</table></div>",
+        f"<p>{escape(note(results))}</p><div class=wide><table><tr>{head}</tr>{body}</table></div>",
     ]
-    for target in results["targets"]:
-        if target != OURS:
-            parts.append(f"<h2>{escape(target)}</h2>{_plot(results, target)}")
+    for target in others(results):
+        title = f"{target}, compared with {results['beside'][target]}"
+        parts.append(f"<h2>{escape(title)}</h2>{_plot(results, target)}")
     lines = "".join(f"<li>{escape(line)}" for line in failures(results))
     if lines:
         parts.append(f"<h2>Not measured</h2><ul>{lines}</ul>")

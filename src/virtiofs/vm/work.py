@@ -197,11 +197,12 @@ def random_writes(target: Target) -> None:
 @work("read a mapping at random, cold", cold=True)
 def mapped_reads(target: Target) -> None:
     chance = random.Random(2)
-    fd = os.open(f"{target.place}/large", os.O_RDONLY)
-    with mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ) as pages:
+    with (
+        open(f"{target.place}/large", "rb") as file,
+        mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as pages,
+    ):
         for _ in range(target.sizes["random"] // 4):
             pages[chance.randrange(len(pages))]
-    os.close(fd)
 
 
 def mount(settings: dict[str, str]) -> None:
