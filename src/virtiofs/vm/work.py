@@ -11,6 +11,7 @@ Every other round goes through the targets in the opposite order.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import mmap
 import os
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 
 PAGE = 4096
+WARM_UP = "/dev/shm/warm-up"
 WORKS: dict[str, Callable[[Target], None]] = {}
 COLD: set[str] = set()  # works before which the caches are dropped
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -228,34 +230,52 @@ def say(**what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
-def measure(settings: dict[str, str], number: int, plan: dict[str, object], supply: str) -> None:
+def perform(target: Target, works: list[str], tell: Callable[..., None]) -> None:
+    """All works on one target; `tell` takes work=, and seconds= or failed=."""
+    shutil.rmtree(target.place, ignore_errors=True)
+    os.mkdir(target.place)
+    failed = False
+    for name, do in WORKS.items():
+        if name not in works:
+            continue
+        if name in COLD:
+            drop_caches()
+        begin = time.perf_counter()
+        try:
+            do(target)
+        except (OSError, subprocess.CalledProcessError) as error:
+            words = getattr(error, "stderr", None) or str(error).encode()
+            tell(work=name, failed=words.decode(errors="replace")[-300:])
+            failed = True
+            continue
+        tell(work=name, seconds=time.perf_counter() - begin)
+    if not failed:
+        shutil.rmtree(target.place)
+    os.sync()
+
+
+def measure(settings: dict[str, str], number: int, plan: dict[str, object]) -> None:
     """All works on one target, mounted for it alone: what one leaves in memory does not burden the next."""
-    sizes: dict[str, int] = plan["sizes"]  # type: ignore[assignment]
-    target = Target(settings["name"], settings["mountpoint"], sizes, supply)
+    target = Target(settings["name"], settings["mountpoint"], plan["sizes"], plan["supply"])  # type: ignore[arg-type]
     mount(settings)
     try:
-        shutil.rmtree(target.place, ignore_errors=True)
-        os.mkdir(target.place)
-        failed = False
-        for name, do in WORKS.items():
-            if name not in plan["works"]:  # type: ignore[operator]
-                continue
-            if name in COLD:
-                drop_caches()
-            begin = time.perf_counter()
-            try:
-                do(target)
-            except (OSError, subprocess.CalledProcessError) as error:
-                words = getattr(error, "stderr", None) or str(error).encode()
-                say(round=number, target=target.name, work=name, failed=words.decode(errors="replace")[-300:])
-                failed = True
-                continue
-            say(round=number, target=target.name, work=name, seconds=time.perf_counter() - begin)
-        if not failed:
-            shutil.rmtree(target.place)
-        os.sync()
+        perform(target, plan["works"], functools.partial(say, round=number, target=target.name))  # type: ignore[arg-type]
     finally:
         unmount(settings["mountpoint"])
+
+
+def warm_up(plan: dict[str, object]) -> None:
+    """All works once in memory, so that the first target is not the one that waits for the programs to be read."""
+    settings = {"name": "warm-up", "type": "tmpfs", "source": "tmpfs", "options": "", "mountpoint": WARM_UP}
+    sizes = {"files": 10, "mix": 10, "mebibytes": 8, "random": 100}
+    target = Target(settings["name"], WARM_UP, sizes, plan["supply"])  # type: ignore[arg-type]
+    mount(settings)
+    try:
+        os.mkdir(target.tree)
+        run("tar", "xf", f"{target.supply}/archive.tar", "-C", target.tree)
+        perform(target, plan["works"], lambda **_: None)  # type: ignore[arg-type]
+    finally:
+        unmount(WARM_UP)
 
 
 def main() -> int:
@@ -265,11 +285,12 @@ def main() -> int:
         plan = json.load(file)
     os.makedirs("/tmp", exist_ok=True)
     os.environ |= {"HOME": "/tmp", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "1"}
+    warm_up(plan)
     for number in range(plan["rounds"]):
         targets = plan["targets"] if number % 2 == 0 else plan["targets"][::-1]
         for settings in targets:
             try:
-                measure(settings, number, plan, plan["supply"])
+                measure(settings, number, plan)
             except OSError as error:
                 say(round=number, target=settings["name"], work="", failed=str(error))
     return 0
