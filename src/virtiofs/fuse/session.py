@@ -28,6 +28,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_interrupt_in,
     fuse_out_header,
 )
+from cython.cimports.virtiofs.fuse.probes import PROBE_REPLY, PROBE_REQUEST
 from cython.cimports.virtiofs.fuse.request import (
     AGAIN,
     COHERENT_DIRECT_IO,
@@ -109,6 +110,7 @@ class Session:
                 cython.address(request.data_count),
                 cython.sizeof(fuse_in_header),
             )
+        PROBE_REQUEST(request.header.opcode, request.header.unique, request.header.nodeid, request.header.len)
         request.out = writable
         request.out_count = writable_count
         request.out_size = writable_size
@@ -159,7 +161,8 @@ class Session:
         request.error = error
         if error:
             request.reply_size = 0
-        elif request.reply_size and not request.in_place:
+        PROBE_REPLY(request.header.opcode, request.header.unique, error, request.reply_size)
+        if request.reply_size and not request.in_place:
             scatter(
                 request.reply,
                 cython.address(request.out),
