@@ -71,10 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--share",
-        metavar="TAG=DIR[:ro][:quota=SIZE]",
+        metavar="TAG=DIR[:ro][:quota=SIZE][:policy=FILE]",
         action="append",
         default=[],
-        help="share a directory, a file, a module:Class or a URL under a tag; may be repeated",
+        help="share a directory, a file, a module:Class or a URL under a tag, with a quota and a policy of its"
+        " own if they are given; may be repeated",
     )
     parser.add_argument(
         "--control",
@@ -204,10 +205,10 @@ def main(options: argparse.Namespace) -> int:
             ports.append(single_port(options, shares.python_share(tag, options.directory, python), log))
             walls = python.walls
         elif options.socket_dir is None:
-            walls = shares.make_walls(options, log, settings)
+            walls = shares.make_walls(options, log, settings["policy"])
             ports.append(single_port(options, shares.directory_share(options, settings, walls, window), log))
         else:
-            walls = shares.make_walls(options, log, settings)
+            walls = shares.make_walls(options, log, settings["policy"])
             add_port = port_maker(options, settings, walls, log, ports, window)
             for text in options.share:
                 ports.append(add_port(text))
@@ -298,24 +299,34 @@ def port_maker(
 
     directory = os.path.abspath(options.socket_dir)
     quota_of_all = shares.common_quota(options)
+    known: dict[
+        str, Any
+    ] = {}  # policies by what names them: shares of one file are told of its changes together
 
     def make(text: str) -> Port:
-        tag, path, read_only, quota = shares.parse_share(text)
+        tag, path, read_only, quota, policy = shares.parse_share(text)
         if any(port.tag == tag for port in ports):
             raise ValueError(f"there is a share {tag} already; choose another tag, or remove that one first")
         if pythonshare.is_class(path):
             if quota:
                 raise ValueError(f"a quota is about directories; {path} decides that itself")
+            if policy:
+                raise ValueError(f"a policy is about directories; {path} decides that itself")
             words = [word.removeprefix(f"{tag}.") for word in options.option if word.startswith(f"{tag}.")]
             python = pythonshare.load(options, log.about(f"share {tag}"), path, words, read_only)
             share = shares.python_share(tag, path, python)
         else:
+            its, around = settings, walls
+            if policy:
+                its = {**settings, "policy": known.get(policy) or shares.load_policy(policy)}
+                around = shares.make_walls(options, log, its["policy"])
+                known[policy] = its["policy"]
             share = shares.make_share(
                 tag,
                 shares.check_path(path),
                 read_only or options.readonly,
-                settings,
-                walls,
+                its,
+                around,
                 path,
                 quota or quota_of_all,
                 window,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from virtiofs.daemon.audit import Auditor
     from virtiofs.daemon.seats import Seats
     from virtiofs.fs.passthrough.account import Quota
+    from virtiofs.fs.policy.reloading import PolicyFile
 
 # How long a worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
@@ -47,7 +48,7 @@ class Share:
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
     may still take when the guest resets the device (None: for ever).  `seats`: in the tree's metadata table, which has
     a watcher then.  `only`: the one file of the tree that is shared, "" if all of it is.  `audit`: who writes down what
-    the guest does.
+    the guest does.  `policy`: whose rules `make` gives the file system, as they are then.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Share:
         seats: Seats | None = None,
         only: str = "",
         audit: Auditor | None = None,
+        policy: PolicyFile | None = None,
     ):
         self.only = only
+        self.policy = policy
         self.audit = audit
         self.keep = keep
         self.seats = seats
@@ -132,6 +135,10 @@ class Port(Observed):
     @property
     def only(self) -> str:
         return self.share.only
+
+    @property
+    def policy(self) -> PolicyFile | None:
+        return self.share.policy
 
     @property
     def tag(self) -> str:
@@ -318,7 +325,9 @@ class Port(Observed):
                 self.share.make,
                 self._log,
                 self.share.walls,
-                worker.serve_queues(self.share.window_size, self.share.seats is not None),
+                worker.serve_queues(
+                    self.share.window_size, self.share.seats is not None, self.share.policy is not None
+                ),
                 keep=self.share.keep,
                 seats=self.share.seats,
             )
