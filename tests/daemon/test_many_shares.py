@@ -163,7 +163,15 @@ def test_a_share_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["d"], ["--share", "a=d"], ["d", "--socket-dir", "x"], ["--socket-dir", "x", "--tag", "t"]]
+    "words",
+    [
+        [],
+        ["d"],
+        ["--share", "a=d"],
+        ["d", "--socket-dir", "x"],
+        ["--socket-dir", "x", "--tag", "t"],
+        ["--socket-dir", "x", "--share", "a=d", "--reload"],
+    ],
 )
 def test_a_command_line_is_one_of_the_two_forms(words: list[str]) -> None:
     done = subprocess.run(

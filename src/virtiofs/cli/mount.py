@@ -171,7 +171,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         again: pythonshare.Again | None = None
         if pythonshare.is_class(options.directory):
             if options.reload:
-                again = pythonshare.Again(options, log, options.directory, options.option, True)
+                again = pythonshare.Again(options, log, options.directory, options.option)
             share = (
                 pythonshare.load(options, log, options.directory, options.option)
                 if again is None

@@ -258,14 +258,21 @@ def load_policy(text: str | None) -> PolicyFile | None:
     return policy
 
 
-def python_share(tag: str, what: str, python: Servable) -> Share:
-    """The share of a file system in Python.  Raises `ValueError`."""
+def python_share(tag: str, what: str, python: Servable, replaceable: bool = False) -> Share:
+    """The share of a file system in Python; `replaceable`: another one may follow.  Raises `ValueError`."""
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
 
     patience = python.filesystem.patience
     return Share(
-        check_tag(tag), what, python.make, python.walls, python.read_only, keep=python.keep, patience=patience
+        check_tag(tag),
+        what,
+        python.make,
+        python.walls,
+        python.read_only,
+        keep=python.keep,
+        patience=patience,
+        replaceable=replaceable,
     )
 
 

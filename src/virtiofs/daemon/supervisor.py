@@ -109,6 +109,8 @@ class Supervisor(Shares):
             milliseconds = 0
         if self.tick is not None:
             self.tick()
+            for port in list(self.ports):
+                self._look_after(port)
             milliseconds = TICK_MS if milliseconds is None else min(milliseconds, TICK_MS)
         happened = dict(poll.poll(milliseconds))
         if wake.fileno() in happened:
@@ -138,7 +140,11 @@ class Supervisor(Shares):
             if alone:
                 raise
             self._log.error(str(error))
-        if port.lost and alone:
+        self._look_after(port)
+
+    def _look_after(self, port: Port) -> None:
+        """See to what happened to a port."""
+        if port.lost and len(self.ports) == 1:
             self._failed = self._ending = True
         elif port.lost:
             port.recover()

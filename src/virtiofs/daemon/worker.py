@@ -252,6 +252,16 @@ class Worker:
         """The paths of nodes."""
         return paths_of(self._filesystem, nodes)
 
+    def session(self, fds: list[int]) -> dict[str, Any]:
+        """What INIT agreed on, for a worker that takes this one's place."""
+        session = self._session
+        return {"initialised": session.initialised, "minor": session.minor, "flags": session.flags}
+
+    def resume(self, fds: list[int], initialised: bool, minor: int, flags: int) -> None:
+        """Take the place of a worker that said so in `session`."""
+        if initialised:
+            self._session.resume(minor, flags)
+
     def prepare_policy(self, fds: list[int]) -> None:
         """Make the policy in the shared memory that comes along ready."""
         prepare_policy(self._filesystem, fds[0])
@@ -336,6 +346,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         Worker.set_log_level,
         Worker.trace,
         Worker.paths,
+        Worker.session,
+        Worker.resume,
         Worker.prepare_policy,
         Worker.use_policy,
     )
