@@ -552,7 +552,8 @@ def _parse_mount(text: str, option: str) -> Mount:
     if not rest or not directory.exists():
         raise GuestError(f"{option} {text}: there is no directory {rest or text}")
     if not directory.is_dir():
-        raise GuestError(f"{option} {text}: {rest} is not a directory")
+        advice = f"; a class in it is {rest}:CLASS" if rest.endswith(".py") else ""
+        raise GuestError(f"{option} {text}: {rest} is not a directory{advice}")
     if not os.access(directory, os.R_OK | os.X_OK):
         raise GuestError(f"{option} {text}: {rest} may not be read by this user")
     return Mount(directory.resolve(), mountpoint, read_only, quota, policy=policy)
