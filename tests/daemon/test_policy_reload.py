@@ -369,3 +369,42 @@ def test_what_comes_to_a_worker_is_what_was_sent() -> None:
         assert (list(found) == list(expected)) if isinstance(found, list) else found == expected
     assert [tuple(owner) for owner in got.owners] == [(["e"], 1, None), (["f"], None, 2)]
     assert decode(encode(sent), got).ask("x") == "x"
+
+
+GREEDY = """
+import virtiofs
+
+class Guard(virtiofs.Policy):
+    def ask(self, path):
+        sum(range(10**13))  # lets go of the interpreter only at the end
+        return "allow"
+"""
+
+
+def test_what_another_policy_allows_needs_no_interpreter(tmp_path: Path) -> None:
+    (tmp_path / "guard.py").write_text(GREEDY)
+    (tmp_path / "p.toml").write_text(ASKING)
+    (tmp_path / "a/d").mkdir(parents=True)
+    for name in ("asked", "plain", "d/inside", "hidden"):
+        (tmp_path / "a" / name).write_text(name)
+    share = f"a={tmp_path}/a:policy={tmp_path}/p.toml"
+    with serving(tmp_path / "run", [share]) as daemon, daemon.connect("a") as device:
+        session = Session(device)
+        known = {name: session.lookup(ROOT, name).nodeid for name in ("asked", "plain", "d", "hidden")}
+        inside = session.lookup(known["d"], "inside").nodeid
+        (tmp_path / "p.toml").write_text(ASKING + 'hide = ["hidden"]\n')
+        daemon.ask("reload-policy")
+        worker = devices.family_of(daemon.share("a")["worker"])[-1]
+        session.begin("open", known["asked"], flags=os.O_RDONLY)
+        tree = Tree(session)
+        for _ in range(50):
+            assert (
+                session.getattr(known["plain"]).size == 5
+            )  # first by what is found out anew, then by what is known
+            assert session.read(inside, session.open(inside).fh, 0, 10) == b"d/inside"
+            assert failure(session.getattr, known["hidden"]) == errno.ESTALE
+            tree.write_file("new", b"x")
+            tree.unlink("new")
+            assert set(tree.listdir()) == {"asked", "d", "plain"}
+        os.kill(worker, signal.SIGKILL)  # else it would be given time to end
+        daemon.process.wait(20)

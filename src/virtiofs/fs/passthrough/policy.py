@@ -133,7 +133,8 @@ class Policies:
 
     def judge(self, nodes: list) -> list:
         """What the policy in force says of nodes that the guest knows, as bits; -1 of one that no path leads to."""
-        policing: cython.pointer(Policing) = cython.address(self.in_force().policing)
+        verdicts: Verdicts = self.in_force()  # which stays as long as we have it
+        policing: cython.pointer(Policing) = cython.address(verdicts.policing)
         mark: cython.pointer(Mark)
         nodeid: uint64_t
         found: list = []
