@@ -235,8 +235,11 @@ def test_there_is_room_for_a_few_policies_that_are_still_worked_by(ruled: Ruled)
         begun.append(session.begin("open", node, flags=os.O_RDONLY))
         assert devices.wait_until(lambda: ruled.daemon.share("a")["filesystem"]["policy_asked"] == 1, 20.0)
         ruled.policy.write_text(ASKING + HIDES["even"])
-        assert "not done yet" in ruled.daemon.refusal("reload-policy", tag="a")
+        (ruled.place / "b.toml").write_text(HIDES["even"])
+        assert "not done yet" in ruled.daemon.refusal("reload-policy")
         assert "even1" in Tree(session).listdir()
+        with ruled.daemon.connect("b") as other:
+            assert "even1" in Tree(Session(other)).listdir()
         with open(ruled.place / "answers", "wb", buffering=0) as answers:
             answers.write(b"xxxx")
         for one in begun:

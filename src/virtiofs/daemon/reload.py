@@ -7,12 +7,14 @@ puts it in force; so what one of them refuses holds nowhere.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from virtiofs.daemon.channel import WorkerGone
 from virtiofs.fs.policy.reloading import encode
 from virtiofs.fs.policy.rules import HIDE
 from virtiofs.fuse import notification
@@ -47,7 +49,9 @@ def reload_policies(ports: Sequence[Observed], tag: str = "") -> list[str]:
     for file, policy in read.items():
         file.policy = policy
     for port in concerned:
-        port.use_policy()
+        # It can not refuse any more; one that died leaves its guest to a worker that has the policy from the start.
+        with contextlib.suppress(WorkerGone):
+            port.use_policy()
     return [port.tag for port in concerned]
 
 

@@ -31,5 +31,6 @@ cdef class Policies:
     cdef Verdicts prepared
 
     cdef int begin(self, Share* share, Handler* table, object policy) except? -1
+    cdef int free_place(self) noexcept
     cdef void give_up(self)
     cdef Verdicts in_force(self)

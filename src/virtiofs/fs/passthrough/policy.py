@@ -77,39 +77,48 @@ class Policies:
         return 0
 
     def prepare(self, policy: object) -> None:
-        """Make `policy` ready, for `use`.  Raises `ValueError`, `OSError` and `MemoryError`."""
+        """Make `policy` ready, for `use`, which then can not fail.
+
+        Raises `ValueError`, `OSError` and `MemoryError`; also while requests that began by too many policies before are
+        not done.
+        """
+        self.give_up()
+        if self.free_place() < 0:
+            raise OSError(
+                f"requests that began {GENERATIONS - 1} policies ago are not done yet, as where a function takes long;"
+                " try again"
+            )
         verdicts: Verdicts = Verdicts(policy, self.log)
         verdicts.begin(self.share, self.ruling.inner, self.ruling.now != cython.NULL)
         self.prepared = verdicts
 
     def use(self) -> None:
-        """Let what was made ready hold for requests that begin from now on.
-
-        Raises `OSError` if there is none, or requests that began by too many policies before are not done yet.
-        """
+        """Let what was made ready hold for requests that begin from now on.  Raises `OSError` if nothing was."""
         verdicts: Verdicts = self.prepared
         ruling: cython.pointer(Ruling) = cython.address(self.ruling)
         generation: cython.pointer(Generation)
-        place: cython.int
         if verdicts is None:
             raise OSError("no policy was made ready")
-        self.give_up()
-        for place in range(GENERATIONS):
-            generation = cython.address(ruling.generations[place])
-            if self.held[place] is None and generation != ruling.now:
-                self.held[place] = verdicts
-                self.prepared = None
-                generation.policing = cython.address(verdicts.policing)
-                store_release_u64(
-                    cython.address(ruling.now), cython.cast(uint64_t, cython.cast(cython.size_t, generation))
-                )
-                fence()  # before `give_up` looks at counts
-                self.give_up()
-                return
-        raise OSError(
-            f"requests that began {GENERATIONS - 1} policies ago are not done yet, as where a function takes long;"
-            " try again"
+        place: cython.int = self.free_place()
+        self.held[place] = verdicts
+        self.prepared = None
+        generation = cython.address(ruling.generations[place])
+        generation.policing = cython.address(verdicts.policing)
+        store_release_u64(
+            cython.address(ruling.now), cython.cast(uint64_t, cython.cast(cython.size_t, generation))
         )
+        fence()  # before `give_up` looks at counts
+        self.give_up()
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def free_place(self) -> cython.int:
+        """A place for a policy, or -1."""
+        place: cython.int
+        for place in range(GENERATIONS):
+            if self.held[place] is None:
+                return place
+        return -1
 
     @cython.cfunc
     def give_up(self) -> cython.void:
