@@ -68,6 +68,7 @@ COMPILED = [
     "virtiofs.fs.passthrough.validity",
     "virtiofs.fs.passthrough.single",
     "virtiofs.fs.passthrough.ruled",
+    "virtiofs.fs.passthrough.marks",
     "virtiofs.fs.passthrough.verdicts",
     "virtiofs.fs.passthrough.policynodes",
     "virtiofs.fs.passthrough.policynames",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy that asks:  virtiofs serve /srv/data --socket S --policy examples/asking.py:Approval
 
-What lies in /inbox can be used only while a file beside the daemon, APPROVED, lists its name; nobody has to restart
-anything to change it.  The list is opened here, in the constructor: behind the walls of the process that serves there
-is no such file.
+What lies in /inbox can be used only while a file beside the daemon, $APPROVED (approved.txt), lists its name; nobody
+has to restart anything to change it:  echo NAME >>approved.txt  is known when the last answer is ten seconds old
+(`keep_answers`).  The list is opened here, in the constructor, as behind the walls of the process that serves there is
+no such file; so one that an editor puts in its place is not seen.
 """
 
 import os

@@ -163,7 +163,15 @@ def test_a_share_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["d"], ["--share", "a=d"], ["d", "--socket-dir", "x"], ["--socket-dir", "x", "--tag", "t"]]
+    "words",
+    [
+        [],
+        ["d"],
+        ["--share", "a=d"],
+        ["d", "--socket-dir", "x"],
+        ["--socket-dir", "x", "--tag", "t"],
+        ["--socket-dir", "x", "--share", "a=d", "--reload"],
+    ],
 )
 def test_a_command_line_is_one_of_the_two_forms(words: list[str]) -> None:
     done = subprocess.run(
@@ -173,13 +181,15 @@ def test_a_command_line_is_one_of_the_two_forms(words: list[str]) -> None:
 
 
 def test_what_share_takes() -> None:
-    assert parse_share("a=/x") == ("a", "/x", False, 0)
-    assert parse_share("a=/x:ro") == ("a", "/x", True, 0)
-    assert parse_share("a=/x:ro:rw") == ("a", "/x:ro", False, 0)
-    assert parse_share("a=/x=y:z") == ("a", "/x=y:z", False, 0)
-    assert parse_share("a=/x:quota=2M") == ("a", "/x", False, 2 << 20)
-    assert parse_share("a=/x:ro:rw:quota=2M") == ("a", "/x:ro", False, 2 << 20)
-    assert parse_share("a=/x:ro:quota=2M:rw") == ("a", "/x:ro", False, 2 << 20)
+    assert parse_share("a=/x") == ("a", "/x", False, 0, "")
+    assert parse_share("a=/x:ro") == ("a", "/x", True, 0, "")
+    assert parse_share("a=/x:ro:rw") == ("a", "/x:ro", False, 0, "")
+    assert parse_share("a=/x=y:z") == ("a", "/x=y:z", False, 0, "")
+    assert parse_share("a=/x:quota=2M") == ("a", "/x", False, 2 << 20, "")
+    assert parse_share("a=/x:ro:rw:quota=2M") == ("a", "/x:ro", False, 2 << 20, "")
+    assert parse_share("a=/x:ro:quota=2M:rw") == ("a", "/x:ro", False, 2 << 20, "")
+    assert parse_share("a=/x:policy=p.toml:ro") == ("a", "/x", True, 0, "p.toml")
+    assert parse_share("a=/x:quota=2M:policy=g.py:Guard") == ("a", "/x", False, 2 << 20, "g.py:Guard")
     for text in ("a=/x:ro:quota=2M", "a=/x:quota=2M:ro", "a=/x:quota=", "a=/x:quota=1K"):
         with pytest.raises(ValueError, match=r"read-only|K, M, G or T|1M or more"):
             parse_share(text)

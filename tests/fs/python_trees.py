@@ -275,6 +275,9 @@ class Whole(Flat):
             raise OSError(errno.ENOTTY, "none of mine")
         return answers[command & 255]()
 
+    def bmap(self, node, block, block_size):
+        return {0: 100 + block_size, 1: 0}.get(block, -1)
+
     def poll(self, node, handle, events, wake):
         if wake is not None:
             self.wakes.append(wake)

@@ -25,6 +25,8 @@ from expect import failure, outcome
 from virtiofs.client.device import HIPRIO, Device, DeviceGone
 from virtiofs.client.session import Session
 from virtiofs.client.tree import Tree
+from virtiofs.fs.python import filesystem
+from virtiofs.fs.python.calls import METHODS
 from virtiofs.fuse import abi
 from virtiofs.fuse.abi import OPERATIONS
 from virtiofs.vhostuser.frontend import FrontEndError
@@ -460,6 +462,23 @@ def test_ioctl_poll_copies_and_times_of_birth_are_the_methods():
         found = session.statx(node)
         assert (found.btime.tv_sec, found.btime.tv_nsec, found.size) == (5, 7, 10)
         assert found.mask & 0x800 and found.mtime.tv_sec == 6
+
+
+def test_a_class_says_where_its_blocks_lie():
+    with served("Whole") as (_, session):
+        node = session.lookup(ROOT, "f").nodeid
+        assert session.call("bmap", node, block=0, blocksize=512).block == 612
+        assert session.call("bmap", node, block=1, blocksize=512).block == 0
+        assert failure(session.call, "bmap", node, block=7, blocksize=512) == errno.EIO
+        assert failure(session.call, "bmap", node, block=0, blocksize=0) == errno.EINVAL
+
+
+def test_every_operation_of_the_protocol_is_a_method_or_is_said_not_to_be():
+    ours = {"init", "destroy", "interrupt", "setupmapping", "removemapping", "statx"}
+    for operation in OPERATIONS:
+        name = METHODS.get(operation.name, operation.name)
+        assert (name in filesystem.OPERATIONS) != (name in ours), operation.name
+        assert hasattr(filesystem.Filesystem, name) != (name in ours)
 
 
 def test_several_classes_and_a_directory_are_shares_of_one_daemon(tmp_path):

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import http.server
 import os
+import re
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -55,6 +59,53 @@ def test_file_systems_of_others_are_read_in_a_guest(tmp_path):
     said = [line.split() for line in done.stdout.splitlines()]
     names = ["/local/deep/file", "/memory/deep/file", "/tar/deep/file", "/zip/deep/file"]
     assert sorted(said) == [[expected, name] for name in names], done.stderr
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """What web servers do and this module's handler does not: pieces of a file."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or not path.is_file():
+            super().do_GET()
+            return
+        whole = path.read_bytes()
+        first, last = int(asked[1]), min(int(asked[2]), len(whole) - 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(whole)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        self.wfile.write(whole[first : last + 1])
+        self.server.pieces += 1  # type: ignore[attr-defined]
+
+
+def test_a_web_server_is_read_in_a_guest(tmp_path):
+    for needed in ("fsspec", "aiohttp"):
+        pytest.importorskip(needed)
+    files = {"tree/file": os.urandom(7_000_000), "tree/deep/small": b"small\n", "tree/deep/empty": b""}
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    handler = functools.partial(Ranges, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.pieces = 0  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        share = f"http://127.0.0.1:{server.server_address[1]}/tree/:/web"
+        script = "find /web -type f | sort | xargs md5sum; tail -c 9 /web/file | md5sum; touch /web/x || echo refused"
+        done = run("--share", share, "--", "sh", "-c", script)
+        server.shutdown()
+    said = [line.split() for line in done.stdout.splitlines()]
+    expected = [[hashlib.md5(files[f"tree/{name}"]).hexdigest(), f"/web/{name}"]
+                for name in ("deep/empty", "deep/small", "file")]  # fmt: skip
+    last = hashlib.md5(files["tree/file"][-9:]).hexdigest()
+    assert said == [*expected, [last, "-"], ["refused"]], (done.stdout, done.stderr)
+    assert server.pieces > 1  # type: ignore[attr-defined]
 
 
 def test_a_tree_in_memory_works_in_a_guest():

@@ -62,6 +62,8 @@ def test_a_share_is_a_directory_a_mount_point_and_a_mode(
     if not read_only:
         limited = run._parse_mount(f"{text}:quota=2G", "--share")
         assert limited == run.Mount(place / directory, mountpoint, False, "2G")
+    ruled = run._parse_mount(f"{text}:policy=a.toml", "--share")
+    assert ruled == run.Mount(place / directory, mountpoint, read_only, policy="a.toml")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,48 @@ def test_a_share_may_be_a_class_in_python(
     assert (str(mount.directory), mount.mountpoint, mount.read_only) == (what, mountpoint, read_only)
     (mount,) = run._mounts(parse("--share", text, "--option", "a=b", "--quota", "1G"))
     assert (mount.options, mount.quota) == (("--option", "a=b"), "")
+
+
+def test_a_policy_of_a_share_comes_before_that_of_all(place: Path) -> None:
+    words = [
+        "--share",
+        "dir:policy=g.py:Guard:ro",
+        "--share",
+        "plain",
+        "--share",
+        "t:T",
+        "--policy",
+        "p.toml",
+    ]
+    assert [mount.policy for mount in run._mounts(parse(*words))] == ["g.py:Guard", "p.toml", ""]
+    assert run._mounts(parse(*words))[0].read_only
+    with pytest.raises(GuestError, match="a policy is about directories"):
+        run._mounts(parse("--share", "t:T:policy=p.toml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--share", "dir", "--share", "plain", "--audit", "f"], "names a directory, not f"),
+        (["--share", "t:T", "--audit", "f"], "is about directories"),
+        (["--share", "dir", "--audit", "f", "--dax"], "use --audit or --dax"),
+        (["--share", "dir", "--audit-operations", "all"], "goes with --audit"),
+        (["--share", "dir", "--audit", "f", "--daemon", "x {socket}"], "has no audit"),
+    ],
+)
+def test_an_audit_that_can_not_be_is_refused(place: Path, words: list[str], reason: str) -> None:
+    with pytest.raises(GuestError, match=reason):
+        run._mounts(parse(*words))
+
+
+def test_an_audit_is_a_file_for_each_share(place: Path) -> None:
+    mount = run.Mount(place / "dir", None, False)
+    share = run.Share("share1", "/tmp/s", "/mnt")
+    args = parse("--share", "dir", "--audit", "plain", "--audit-operations", "all")
+    expected = ["--audit", "plain/share1.jsonl", "--audit-operations", "all"]
+    assert run._audit_options(mount, share, args) == expected
+    assert run._audit_options(mount, share, parse("--audit", "f")) == ["--audit", "f"]
+    assert run._audit_options(mount._replace(options=()), share, args) == []
 
 
 def test_an_option_of_a_class_needs_one_to_be_for(place: Path) -> None:

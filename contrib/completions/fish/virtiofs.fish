@@ -50,7 +50,7 @@ function _shtab_virtiofs_using
   test "$_shtab_virtiofs_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtiofs_commands serve mount ctl 'ctl status' 'ctl list' 'ctl add' 'ctl remove' 'ctl log-level' 'ctl metrics' events top trace run workspace 'workspace diff' 'workspace commit' 'workspace discard' kata-sim policy 'policy check' 'policy explain' audit 'audit verify' 'audit show' check bench-guest bench
+set -g _shtab_virtiofs_commands serve mount ctl 'ctl status' 'ctl list' 'ctl add' 'ctl remove' 'ctl reload-policy' 'ctl log-level' 'ctl metrics' events top trace run workspace 'workspace diff' 'workspace commit' 'workspace discard' kata-sim policy 'policy check' 'policy explain' audit 'audit verify' 'audit show' check bench-guest bench
 set -g _shtab_virtiofs_opts_with_value --accel --adaptive-max --append --audit --audit-full --audit-operations --base --by --cache --control --count --cpus --daemon --dax --dax-window --depth --directory --engine --extra-arg --fd --gid-map --group --has --html --http --inode-file-handles --interval --json --kernel --lock-wait --locks --log-level --markdown --max-open --memory --modcaps --mode --needs --only --operation --option --ownership --path --peer --peers --policy --queues --quota --ready-fd --repeats --rlimit-nofile --rootfs --rounds --runtime --sandbox --seccomp --seconds --share --slower --socket --socket-dir --tag --target --thread-pool-size --threads --timeout --translate-gid --translate-uid --uid-map --unmapped-ids --volume --work --workload --workspace --xattrmap
 
 complete -c virtiofs -e
@@ -63,7 +63,7 @@ complete -c virtiofs -n '_shtab_virtiofs_using serve' -s h -l help -d 'show this
 complete -c virtiofs -n '_shtab_virtiofs_using serve' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'make a socket here and listen on it'
 complete -c virtiofs -n '_shtab_virtiofs_using serve' -l fd -x -d 'use this descriptor: a listening socket, or a connected one'
 complete -c virtiofs -n '_shtab_virtiofs_using serve' -l socket-dir -xka "(__fish_complete_directories)" -d 'make the socket of each --share here, as TAG.sock'
-complete -c virtiofs -n '_shtab_virtiofs_using serve' -l share -x -d 'share a directory, a file, a module:Class or a URL under a tag; may be repeated'
+complete -c virtiofs -n '_shtab_virtiofs_using serve' -l share -x -d 'share a directory, a file, a module:Class or a URL under a tag, with a quota and a policy of its own if they are given; may be repeated'
 complete -c virtiofs -n '_shtab_virtiofs_using serve' -l control -xka "(__fish_complete_path (commandline -ct))" -d 'make a socket here for `virtiofs ctl`, `top` and `trace`, for this user and root'
 complete -c virtiofs -n '_shtab_virtiofs_using serve' -l tag -x -d 'the name the guest mounts, for VMMs that ask the device for it (virtiofs); QEMU'"'"'s vhost-user-fs-pci has its own tag option'
 complete -c virtiofs -n '_shtab_virtiofs_using serve' -l quota -x -d 'let the guest add this much to the host'"'"'s disk, as in 10G, and no more (docs/quota.md); for one of several shares: --share TAG=DIR:quota=SIZE'
@@ -170,6 +170,8 @@ complete -c virtiofs -n '_shtab_virtiofs_using ctl add' -s h -l help -d 'show th
 complete -c virtiofs -n '_shtab_virtiofs_using ctl; and test $_shtab_virtiofs_npos -eq 1' -a remove -d 'share it no more'
 complete -c virtiofs -n '_shtab_virtiofs_using ctl remove' -s h -l help -d 'show this help message and exit'
 complete -c virtiofs -n '_shtab_virtiofs_using ctl remove' -l force -d 'even while a VM is connected: its I/O fails'
+complete -c virtiofs -n '_shtab_virtiofs_using ctl; and test $_shtab_virtiofs_npos -eq 1' -a reload-policy -d 'read policies again (docs/policy.md)'
+complete -c virtiofs -n '_shtab_virtiofs_using ctl reload-policy' -s h -l help -d 'show this help message and exit'
 complete -c virtiofs -n '_shtab_virtiofs_using ctl; and test $_shtab_virtiofs_npos -eq 1' -a log-level -d 'how much the daemon logs'
 complete -c virtiofs -n '_shtab_virtiofs_using ctl log-level' -s h -l help -d 'show this help message and exit'
 complete -c virtiofs -n '_shtab_virtiofs_using ctl log-level; and test $_shtab_virtiofs_npos -eq 0' -ka "off error warning info debug" -d LEVEL
@@ -201,7 +203,9 @@ complete -c virtiofs -n '_shtab_virtiofs_using run' -s h -l help -d 'show this h
 complete -c virtiofs -n '_shtab_virtiofs_using run' -l share -x -d 'share DIR, or a file system in Python as module:Class or an fsspec URL; the first is mounted at /mnt, the next at /mnt1 and so on if no MOUNTPOINT is given'
 complete -c virtiofs -n '_shtab_virtiofs_using run' -l option -x -d 'an argument of the class or the source that a --share names; may be repeated'
 complete -c virtiofs -n '_shtab_virtiofs_using run' -l needs -x -d 'what the walls leave open for that class: network, files, or a directory; may be repeated'
-complete -c virtiofs -n '_shtab_virtiofs_using run' -l policy -xka "(__fish_complete_path (commandline -ct))" -d 'apply this policy to each directory that is shared (docs/policy.md)'
+complete -c virtiofs -n '_shtab_virtiofs_using run' -l policy -xka "(__fish_complete_path (commandline -ct))" -d 'apply this policy to each directory that is shared (docs/policy.md); to one of them: --share DIR:policy=FILE'
+complete -c virtiofs -n '_shtab_virtiofs_using run' -l audit -xka "(__fish_complete_path (commandline -ct))" -d 'append what the guest does to this file, as hash-chained JSON lines (docs/audit.md); with several shares, a directory, which gets share0.jsonl, share1.jsonl and so on'
+complete -c virtiofs -n '_shtab_virtiofs_using run' -l audit-operations -x -d 'what is recorded: changes, opens, refusals, all, or names of operations (changes,opens,refusals)'
 complete -c virtiofs -n '_shtab_virtiofs_using run' -l rootfs -x -d 'boot with DIR as the guest'"'"'s root file system'
 complete -c virtiofs -n '_shtab_virtiofs_using run' -l workspace -xka "(__fish_complete_directories)" -d 'leave the directory of --rootfs, or of the only --share, as it is, and keep what the guest changes there (docs/workspace.md); for root'
 complete -c virtiofs -n '_shtab_virtiofs_using run' -l quota -x -d 'let the guest add this much to the host'"'"'s disk in each share, as in 10G (docs/quota.md); in one of them: --share DIR:quota=SIZE'

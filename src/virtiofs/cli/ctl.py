@@ -3,8 +3,9 @@
 
     virtiofs ctl PATH status [--json]        what is shared, who is connected, what was served
     virtiofs ctl PATH list                   tags, directories and sockets only
-    virtiofs ctl PATH add TAG=DIR[:ro][:quota=SIZE]   share one more; prints its socket
+    virtiofs ctl PATH add TAG=DIR[:ro][:quota=SIZE][:policy=FILE]   share one more; prints its socket
     virtiofs ctl PATH remove TAG [--force]   share it no more; refused while a VM is connected
+    virtiofs ctl PATH reload-policy [TAG]    read the policy of all shares, or of one, again
     virtiofs ctl PATH log-level LEVEL        off, error, warning, info or debug
     virtiofs ctl PATH metrics [--http PORT]  counters in the Prometheus text format, once or for a scraper
 
@@ -33,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = commands.add_parser("list", help="tags, directories and sockets")
     listing.add_argument("--json", action="store_true", help="as JSON")
     add = commands.add_parser("add", help="share a directory or a file")
-    add.add_argument("share", metavar="TAG=DIR[:ro][:quota=SIZE]")
+    add.add_argument("share", metavar="TAG=DIR[:ro][:quota=SIZE][:policy=FILE]")
     remove = commands.add_parser("remove", help="share it no more")
     remove.add_argument("tag", metavar="TAG")
     remove.add_argument("--force", action="store_true", help="even while a VM is connected: its I/O fails")
+    reload = commands.add_parser("reload-policy", help="read policies again (docs/policy.md)")
+    reload.add_argument("tag", metavar="TAG", nargs="?", default="")
     level = commands.add_parser("log-level", help="how much the daemon logs")
     level.add_argument("level", metavar="LEVEL", choices=["off", "error", "warning", "info", "debug"])
     metrics = commands.add_parser("metrics", help="counters in the Prometheus text format")
@@ -62,8 +65,7 @@ def main(options: argparse.Namespace) -> int:
         name: getattr(options, name) for name in ("share", "tag", "force", "level") if hasattr(options, name)
     }
     if "share" in arguments:
-        tag, equals, path = arguments["share"].partition("=")
-        arguments["share"] = tag + equals + (os.path.abspath(path) if path else "")
+        arguments["share"] = absolute(arguments["share"])
     try:
         answer = ask(options.path, {"do": options.do, **arguments})
     except (OSError, ValueError) as error:
@@ -74,6 +76,15 @@ def main(options: argparse.Namespace) -> int:
         return 1
     show(options, answer["result"])
     return 0
+
+
+def absolute(share: str) -> str:
+    """A share with paths as the daemon, in its own directory, can use them."""
+    tag, equals, path = share.partition("=")
+    path, marker, policy = path.partition(":policy=")
+    if policy.partition(":")[0].endswith((".toml", ".py")) or os.path.exists(policy):
+        policy = os.path.abspath(policy)
+    return tag + equals + (os.path.abspath(path) if path else "") + marker + policy
 
 
 def export(options: argparse.Namespace) -> int:
@@ -136,6 +147,8 @@ def show(options: argparse.Namespace, result: Any) -> None:
                 print(line)
     elif options.do == "list":
         print(table(("TAG", "DIRECTORY", "MODE", "SOCKET", "PID"), (row(share) for share in result)))
+    elif options.do == "reload-policy":
+        print("\n".join(result))
     elif isinstance(result, str):
         print(result, end="" if result.endswith("\n") else "\n")
 

@@ -171,7 +171,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         again: pythonshare.Again | None = None
         if pythonshare.is_class(options.directory):
             if options.reload:
-                again = pythonshare.Again(options, log, options.directory, options.option, True)
+                again = pythonshare.Again(options, log, options.directory, options.option)
             share = (
                 pythonshare.load(options, log, options.directory, options.option)
                 if again is None
@@ -202,6 +202,7 @@ def mount(options: argparse.Namespace, log: Log, tell: Callable[[str], None]) ->
         options.readonly,
         getattr(share, "seats", None),
         again,
+        getattr(share, "policy", None),
     )
     try:
         if options.control is not None:
@@ -234,7 +235,7 @@ def directory_share(options: argparse.Namespace, log: Log) -> tuple[Share, str]:
             settings["cache"] = "always"  # all may be kept, as the kernel is told when to forget it
     path = shares.check_path(options.directory)
     check_apart(path, options.directory, options.mountpoint)
-    walls = shares.make_walls(options, log, settings)
+    walls = shares.make_walls(options, log, settings["policy"])
     return (
         shares.make_share(
             shares.DEFAULT_TAG,

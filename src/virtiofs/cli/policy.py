@@ -5,6 +5,8 @@
     virtiofs policy check FILE DIR             and what it says of every file in DIR that it says something of
     virtiofs policy explain FILE PATH...       what holds for a path of the share, and which pattern says so
 
+A daemon that has a policy in force reads it again on SIGHUP, or on `virtiofs ctl PATH reload-policy`.
+
 A PATH is relative to the shared directory, and need not exist; one that ends in a slash is a directory.  FILE is a TOML
 file, or module:Class.  Exit status of check: 0, or 1 for a policy that can not be used.
 """

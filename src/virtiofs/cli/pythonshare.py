@@ -162,26 +162,32 @@ def walled(
 class Again:
     """Makes the next file system when the last one's files have changed; for whoever serves it.
 
-    `first` is the one to begin with.  `numbered`: each is told which it is (see `Servable`).
+    `first` is the one to begin with.  Each is told which it is (see `Servable`).
     """
 
     def __init__(
-        self, options: argparse.Namespace, log: Log, what: str, words: Sequence[str], numbered: bool
+        self,
+        options: argparse.Namespace,
+        log: Log,
+        what: str,
+        words: Sequence[str],
+        read_only: bool = False,
     ):
         from virtiofs.fs.python.reloading import Reloader
 
         self._options, self._log = options, log
         self._reloader = Reloader(what, words, log.error)
-        self._epoch = int(numbered)
-        self.first = load(options, log, what, words, False, self._reloader, self._epoch)
+        self._read_only = read_only
+        self._epoch = 1
+        self.first = load(options, log, what, words, read_only, self._reloader, self._epoch)
 
     def __call__(self) -> Servable | None:
         found = self._reloader.again()
         if found is None:
             return None
-        epoch = self._epoch + 1 if self._epoch else 0
+        epoch = self._epoch + 1
         try:
-            servable = walled(self._options, self._log, *found, False, epoch)
+            servable = walled(self._options, self._log, *found, self._read_only, epoch)
         except (ValueError, OSError) as error:
             self._log.error(f"what is served goes on as it was: {error}")
             return None

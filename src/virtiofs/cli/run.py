@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share",
         action="append",
         default=[],
-        metavar="DIR[:MOUNTPOINT][:ro][:quota=SIZE]",
+        metavar="DIR[:MOUNTPOINT][:ro][:quota=SIZE][:policy=FILE]",
         help="share DIR, or a file system in Python as module:Class or an fsspec URL; the first is mounted at /mnt, the"
         " next at /mnt1 and so on if no MOUNTPOINT is given",
     )
@@ -114,7 +114,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--policy",
         metavar="FILE",
-        help="apply this policy to each directory that is shared (docs/policy.md)",
+        help="apply this policy to each directory that is shared (docs/policy.md); to one of them: --share"
+        " DIR:policy=FILE",
+    )
+    add(
+        "--audit",
+        metavar="FILE",
+        help="append what the guest does to this file, as hash-chained JSON lines (docs/audit.md); with several shares,"
+        " a directory, which gets share0.jsonl, share1.jsonl and so on",
+    )
+    add(
+        "--audit-operations",
+        metavar="LIST",
+        help="what is recorded: changes, opens, refusals, all, or names of operations (changes,opens,refusals)",
     )
     add("--rootfs", metavar="DIR[:ro]", help="boot with DIR as the guest's root file system")
     add(
@@ -253,6 +265,7 @@ class Daemon:
             _serve_command(mount, share, args.queues, theirs)
             + _dax_options(mount, args.dax)
             + _cache_options(mount, args)
+            + _audit_options(mount, share, args)
             if args.daemon is None
             else _other_command(args.daemon, mount, share)
         )
@@ -355,6 +368,15 @@ def _cache_options(mount: Mount, args: argparse.Namespace) -> list[str]:
     )
 
 
+def _audit_options(mount: Mount, share: Share, args: argparse.Namespace) -> list[str]:
+    """Classes in Python have no audit."""
+    if args.audit is None or mount.options is not None:
+        return []
+    path = os.path.join(args.audit, f"{share.tag}.jsonl") if os.path.isdir(args.audit) else args.audit
+    operations = ["--audit-operations", args.audit_operations] if args.audit_operations else []
+    return ["--audit", path, *operations]
+
+
 def _other_command(template: str, mount: Mount, share: Share) -> list[str]:
     words = shlex.split(template)
     if not any("{socket}" in word for word in words):
@@ -440,12 +462,14 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
         raise GuestError("--cache adaptive needs --metadata-table, which says what changed when")
     if args.daemon is not None and any(mount.quota for mount in mounts):
         raise GuestError("--daemon names another daemon; the quota is for it to keep")
-    if args.policy is not None:
+    if args.policy is not None or any(mount.policy for mount in mounts):
         if args.daemon is not None:
             raise GuestError("--daemon names another daemon; the policy is for it to keep")
         mounts = [
-            mount if mount.options is not None else mount._replace(policy=args.policy) for mount in mounts
+            mount if mount.options is not None or mount.policy else mount._replace(policy=args.policy)
+            for mount in mounts
         ]
+    _check_audit(args, [mount for mount in mounts if mount.options is None])
     classes = [mount for mount in mounts if mount.options is not None]
     if args.option or args.needs:
         named = [mount for mount in classes if not is_url(str(mount.directory))] or classes
@@ -465,6 +489,24 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
     return mounts
 
 
+def _check_audit(args: argparse.Namespace, audited: list[Mount]) -> None:
+    """Raises GuestError where --audit and its companion make no sense."""
+    if args.audit is None:
+        if args.audit_operations is not None:
+            raise GuestError("--audit-operations goes with --audit FILE")
+        return
+    if args.daemon is not None:
+        raise GuestError("--daemon names another daemon, which has no audit")
+    if not audited:
+        raise GuestError("--audit is about directories; a class in Python writes down what it likes itself")
+    if args.dax:
+        raise GuestError(
+            "an audit does not see what is stored through a mapping: use --audit or --dax, not both"
+        )
+    if len(audited) > 1 and not os.path.isdir(args.audit):
+        raise GuestError(f"with several shares --audit names a directory, not {args.audit}")
+
+
 def _with_workspace(args: argparse.Namespace, mounts: list[Mount]) -> Mount:
     """The first mount, whose changes go to the workspace."""
     if not args.rootfs and len(mounts) > 1:
@@ -477,32 +519,44 @@ def _with_workspace(args: argparse.Namespace, mounts: list[Mount]) -> Mount:
 
 
 def _parse_mount(text: str, option: str) -> Mount:
-    """DIR[:MOUNTPOINT][:ro][:quota=SIZE].  A directory whose own name looks like that is taken as it is."""
-    rest, mountpoint, read_only = text, None, False
-    if not os.path.isdir(text):
-        before, colon, last = rest.rpartition(":")
-        if colon and last.startswith("quota="):
-            mount = _parse_mount(before, option)._replace(quota=last.removeprefix("quota="))
-            _check_quota(mount.quota, f"{option} {text}")
-            if mount.read_only:
-                raise GuestError(f"{option} {text}: nothing can be added to a read-only share")
-            return mount
+    """DIR[:MOUNTPOINT][:ro][:quota=SIZE][:policy=FILE].  A directory whose own name looks so is taken as it is."""
+    rest = text
+    found: dict[str, str] = {}
+    while not os.path.isdir(rest):
         before, colon, last = rest.rpartition(":")
         if colon and last in ("ro", "rw"):
-            rest, read_only = before, last == "ro"
-        before, colon, last = rest.rpartition(":")
-        if colon and last.startswith("/") and not last.startswith("//") and not os.path.isdir(rest):
-            rest, mountpoint = before, last
+            kind = "mode"
+        elif colon and last.startswith("quota="):
+            kind, last = "quota", last.removeprefix("quota=")
+        elif colon and last.startswith("/") and not last.startswith("//"):
+            kind = "mountpoint"
+        elif ":policy=" in rest:  # which may hold a colon itself
+            kind = "policy"
+            before, _, last = rest.rpartition(":policy=")
+        else:
+            break
+        if kind in found:
+            break
+        found[kind], rest = last, before
+    quota, policy = found.get("quota", ""), found.get("policy", "")
+    mountpoint, read_only = found.get("mountpoint"), found.get("mode") == "ro"
+    if "quota" in found:
+        _check_quota(quota, f"{option} {text}")
+        if read_only:
+            raise GuestError(f"{option} {text}: nothing can be added to a read-only share")
     if is_class(rest):
-        return Mount(rest, mountpoint, read_only, options=())
+        if policy:
+            raise GuestError(f"{option} {text}: a policy is about directories")
+        return Mount(rest, mountpoint, read_only, quota, ())
     directory = Path(rest)
     if not rest or not directory.exists():
         raise GuestError(f"{option} {text}: there is no directory {rest or text}")
     if not directory.is_dir():
-        raise GuestError(f"{option} {text}: {rest} is not a directory")
+        advice = f"; a class in it is {rest}:CLASS" if rest.endswith(".py") else ""
+        raise GuestError(f"{option} {text}: {rest} is not a directory{advice}")
     if not os.access(directory, os.R_OK | os.X_OK):
         raise GuestError(f"{option} {text}: {rest} may not be read by this user")
-    return Mount(directory.resolve(), mountpoint, read_only)
+    return Mount(directory.resolve(), mountpoint, read_only, quota, policy=policy)
 
 
 def _check_quota(text: str, option: str) -> None:

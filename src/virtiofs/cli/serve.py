@@ -71,10 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--share",
-        metavar="TAG=DIR[:ro][:quota=SIZE]",
+        metavar="TAG=DIR[:ro][:quota=SIZE][:policy=FILE]",
         action="append",
         default=[],
-        help="share a directory, a file, a module:Class or a URL under a tag; may be repeated",
+        help="share a directory, a file, a module:Class or a URL under a tag, with a quota and a policy of its"
+        " own if they are given; may be repeated",
     )
     parser.add_argument(
         "--control",
@@ -161,6 +162,8 @@ def check_forms(options: argparse.Namespace) -> None:
             error(
                 f"--option {text}: with --share it begins with the tag of a class, as in --option TAG.{text}"
             )
+    if options.reload and not tags and not options.control:
+        error("--reload is for a class in Python, given as --share TAG=module:Class or TAG=file.py:Class")
     if not options.share and not options.control:
         error("nothing to share: give --share TAG=DIR, or --control to add shares later")
 
@@ -188,7 +191,8 @@ def main(options: argparse.Namespace) -> int:
             raise ValueError(
                 "--readonly leaves nothing to --dax-window: front ends map every page writable; use one of the two"
             )
-        add_port = again = None
+        add_port = None
+        again: list[Callable[[], None]] = []  # looks for what has changed
         if options.workspace is not None:
             from virtiofs.cli.workspace import mount
 
@@ -197,23 +201,26 @@ def main(options: argparse.Namespace) -> int:
         if pythonshare.is_class(options.directory):
             tag = shares.DEFAULT_TAG if options.tag is None else options.tag
             if options.reload:
-                again = pythonshare.Again(options, log, options.directory, options.option, False)
-                python = again.first
+                reloading = pythonshare.Again(options, log, options.directory, options.option)
+                python = reloading.first
             else:
                 python = pythonshare.load(options, log, options.directory, options.option)
-            ports.append(single_port(options, shares.python_share(tag, options.directory, python), log))
+            share = shares.python_share(tag, options.directory, python, options.reload)
+            ports.append(single_port(options, share, log))
+            if options.reload:
+                again.append(replacing(reloading, ports[0], ports))
             walls = python.walls
         elif options.socket_dir is None:
-            walls = shares.make_walls(options, log, settings)
+            walls = shares.make_walls(options, log, settings["policy"])
             ports.append(single_port(options, shares.directory_share(options, settings, walls, window), log))
         else:
-            walls = shares.make_walls(options, log, settings)
-            add_port = port_maker(options, settings, walls, log, ports, window)
+            walls = shares.make_walls(options, log, settings["policy"])
+            add_port = port_maker(options, settings, walls, log, ports, again, window)
             for text in options.share:
                 ports.append(add_port(text))
         supervisor = Supervisor(ports, log, walls.leave, add_port)
-        if again is not None:
-            supervisor.tick = replacing(again, ports[0])
+        if options.reload:
+            supervisor.tick = in_turn(again)
         if options.control is not None:
             open_control(supervisor, options.control, log)
     except (ValueError, OSError, TransportError) as error:
@@ -259,15 +266,25 @@ def window_size(text: str | None) -> int:
     return size
 
 
-def replacing(again: pythonshare.Again, port: Port) -> Callable[[], None]:
-    """What serves another file system at a port as soon as there is one."""
+def in_turn(looks: list[Callable[[], None]]) -> Callable[[], None]:
+    """What calls each of `looks`, of which there may be more later."""
 
     def tick() -> None:
-        python = again()
-        if python is not None:
-            port.replace(shares.python_share(port.tag, port.share.where, python))
+        for look in looks:
+            look()
 
     return tick
+
+
+def replacing(again: pythonshare.Again, port: Port, ports: list[Port]) -> Callable[[], None]:
+    """What serves another file system at a port, as soon as there is one and as long as it is in `ports`."""
+
+    def look() -> None:
+        python = again() if port in ports else None
+        if python is not None:
+            port.replace(shares.python_share(port.tag, port.share.where, python, True))
+
+    return look
 
 
 def single_port(options: argparse.Namespace, share: Share, log: Log) -> Port:
@@ -287,42 +304,57 @@ def port_maker(
     walls: Walls,
     log: Log,
     ports: list[Port],
+    again: list[Callable[[], None]],
     window: int = 0,
 ) -> Callable[[str], Port]:
     """What makes a port that listens in the socket directory from a share as `parse_share` reads it.
 
-    `ports` are those there are.
+    `ports` are those there are; what looks for changes of a class is added to `again`.
     """
     from virtiofs.daemon.port import Port
     from virtiofs.vhostuser.transport import listen
 
     directory = os.path.abspath(options.socket_dir)
     quota_of_all = shares.common_quota(options)
+    known: dict[str, Any] = {}  # policies by what names them: shares of one file change together
 
     def make(text: str) -> Port:
-        tag, path, read_only, quota = shares.parse_share(text)
+        tag, path, read_only, quota, policy = shares.parse_share(text)
+        reloading: pythonshare.Again | None = None
         if any(port.tag == tag for port in ports):
             raise ValueError(f"there is a share {tag} already; choose another tag, or remove that one first")
         if pythonshare.is_class(path):
             if quota:
                 raise ValueError(f"a quota is about directories; {path} decides that itself")
+            if policy:
+                raise ValueError(f"a policy is about directories; {path} decides that itself")
             words = [word.removeprefix(f"{tag}.") for word in options.option if word.startswith(f"{tag}.")]
-            python = pythonshare.load(options, log.about(f"share {tag}"), path, words, read_only)
-            share = shares.python_share(tag, path, python)
+            about = log.about(f"share {tag}")
+            if options.reload:
+                reloading = pythonshare.Again(options, about, path, words, read_only)
+                python = reloading.first
+            else:
+                python = pythonshare.load(options, about, path, words, read_only)
+            share = shares.python_share(tag, path, python, options.reload)
         else:
+            its, around = settings, walls
+            if policy:
+                its = {**settings, "policy": known.get(policy) or shares.load_policy(policy)}
+                around = shares.make_walls(options, log, its["policy"])
+                known[policy] = its["policy"]
             share = shares.make_share(
                 tag,
                 shares.check_path(path),
                 read_only or options.readonly,
-                settings,
-                walls,
+                its,
+                around,
                 path,
                 quota or quota_of_all,
                 window,
                 options.metadata_table,
             )
         socket = os.path.join(directory, f"{tag}.sock")
-        return Port(
+        port = Port(
             share,
             options.queues,
             log.about(f"share {tag}"),
@@ -330,6 +362,9 @@ def port_maker(
             path=socket,
             patience=PATIENCE_SECONDS,
         )
+        if reloading is not None:
+            again.append(replacing(reloading, port, ports))
+        return port
 
     return make
 

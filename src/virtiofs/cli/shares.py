@@ -10,7 +10,7 @@ import argparse
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from virtiofs.cli import ownership, pythonshare
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from virtiofs.daemon.log import Log
     from virtiofs.daemon.port import Share
     from virtiofs.fs.passthrough.share import Passthrough
-    from virtiofs.fs.policy.rules import Policy
+    from virtiofs.fs.policy.reloading import PolicyFile
     from virtiofs.fs.python.serving import Servable
     from virtiofs.sandbox.walls import Place, Walls
 
@@ -180,8 +180,8 @@ def check_cache(options: argparse.Namespace) -> None:
         error(f"--adaptive-max takes 0 to {MAX_LONGEST} seconds, not {options.adaptive_max:g}")
 
 
-def make_walls(options: argparse.Namespace, log: Log, settings: dict[str, Any]) -> Walls:
-    """The walls around each worker.  Raises `ValueError` and `OSError`."""
+def make_walls(options: argparse.Namespace, log: Log, policy: PolicyFile | None = None) -> Walls:
+    """The walls around the workers of shares with this policy.  Raises `ValueError` and `OSError`."""
     from virtiofs.sandbox.walls import Walls
 
     return Walls(
@@ -194,7 +194,7 @@ def make_walls(options: argparse.Namespace, log: Log, settings: dict[str, Any]) 
         dax=options.metadata_table or getattr(options, "dax_window", None) is not None,
         watcher=options.metadata_table,
         warn=log.warning,
-        features=("python",) if settings["policy"] is not None and settings["policy"].ask_about else (),
+        features=("python",) if policy is not None and policy.asks else (),
         **ownership.id_maps(options),
     )
 
@@ -245,27 +245,34 @@ def audit_settings(options: argparse.Namespace) -> Callable[[str, str], Auditor]
     return begin
 
 
-def load_policy(text: str | None) -> Policy | None:
+def load_policy(text: str | None) -> PolicyFile | None:
     """The policy that an option names, and all that it may need behind the walls.  Raises `ValueError`."""
     if text is None:
         return None
-    from virtiofs.fs.policy import rules
+    from virtiofs.fs.policy.reloading import PolicyFile
     from virtiofs.fs.python.loading import preload
 
-    policy = rules.load(text)
-    if policy.ask_about:
+    policy = PolicyFile(text)
+    if policy.asks:
         preload()
     return policy
 
 
-def python_share(tag: str, what: str, python: Servable) -> Share:
-    """The share of a file system in Python.  Raises `ValueError`."""
+def python_share(tag: str, what: str, python: Servable, replaceable: bool = False) -> Share:
+    """The share of a file system in Python; `replaceable`: another one may follow.  Raises `ValueError`."""
     from virtiofs.daemon.device import check_tag
     from virtiofs.daemon.port import Share
 
     patience = python.filesystem.patience
     return Share(
-        check_tag(tag), what, python.make, python.walls, python.read_only, keep=python.keep, patience=patience
+        check_tag(tag),
+        what,
+        python.make,
+        python.walls,
+        python.read_only,
+        keep=python.keep,
+        patience=patience,
+        replaceable=replaceable,
     )
 
 
@@ -302,31 +309,45 @@ def quota_of(text: str, option: str) -> int:
     return size
 
 
-def parse_share(text: str) -> tuple[str, str, bool, int]:
-    """Tag, path, whether it is read-only, and its quota (0: none), from "TAG=PATH[:ro][:quota=SIZE]".
+class Wanted(NamedTuple):
+    """A share as --share names it.  `quota`: bytes, 0 for none.  `policy`: what --policy takes, "" for none."""
 
-    The two may be in either order.  A path that itself ends in ":ro" is written with ":rw" behind it.  Raises
-    `ValueError`.
+    tag: str
+    path: str
+    read_only: bool
+    quota: int
+    policy: str = ""
+
+
+def parse_share(text: str) -> Wanted:
+    """What "TAG=PATH[:ro][:quota=SIZE][:policy=FILE]" asks for.
+
+    What follows the path may be in any order.  A path that itself ends in ":ro" is written with ":rw" behind it.
+    Raises `ValueError`.
     """
     tag, equals, path = text.partition("=")
-    mode, quota = "", 0
+    mode, quota, policy = "", 0, ""
     while True:
         before, colon, word = path.rpartition(":")
         if colon and word in ("ro", "rw") and not mode:
             mode = word
         elif colon and word.startswith("quota=") and not quota:
             quota = quota_of(word.removeprefix("quota="), ":quota=")
+        elif ":policy=" in path and not policy:
+            before, _, policy = path.rpartition(":policy=")
         else:
             break
         path = before
     read_only = mode == "ro"
     if not equals or not path:
-        raise ValueError(f"a share is given as TAG=DIR, TAG=DIR:ro or TAG=DIR:quota=SIZE, not {text!r}")
+        raise ValueError(
+            f"a share is given as TAG=DIR, TAG=DIR:ro, TAG=DIR:quota=SIZE or TAG=DIR:policy=FILE, not {text!r}"
+        )
     if read_only and quota:
         raise ValueError(f"nothing can be added to a read-only share, so it has no quota: {text!r}")
     if "/" in tag or tag in (".", ".."):
         raise ValueError(f"the tag names the share's socket, so it has no slash: {tag!r}")
-    return tag, path, read_only, quota
+    return Wanted(tag, path, read_only, quota, policy)
 
 
 def make_share(
@@ -353,11 +374,11 @@ def make_share(
     if not os.path.isdir(path):
         directory, only = os.path.split(path)
 
-    policy = settings.get("policy")
     settings = dict(settings)
+    policy: PolicyFile | None = settings.pop("policy", None)
     begin_audit = settings.pop("audit", None)
     if policy is not None:
-        refuse_inside(policy.sources, directory)
+        refuse_inside(policy.policy.sources, directory)
     quota = None
     if limit and window:
         raise ValueError(
@@ -375,7 +396,7 @@ def make_share(
 
         seats = Seats(directory)
     audit = begin_audit(tag, directory) if begin_audit is not None else None
-    keep = (() if policy is None else policy.descriptors, () if audit is None else audit.descriptors)
+    keep = (() if policy is None else policy.policy.descriptors, () if audit is None else audit.descriptors)
 
     def make(place: Place) -> Passthrough:
         return Passthrough(
@@ -386,6 +407,7 @@ def make_share(
             quota=quota,
             metadata=None if seats is None else seats.sit(),
             audit=None if audit is None else audit.make(),
+            policy=None if policy is None else policy.policy,
             **settings,
         )
 
@@ -401,6 +423,7 @@ def make_share(
         only=only,
         keep=(*keep[0], *keep[1]),
         audit=audit,
+        policy=policy,
     )
 
 

@@ -280,5 +280,6 @@ COMMANDS: dict[str, tuple[dict[str, type], Callable[..., Any]]] = {
     "counters": ({}, counters),
     "trace": ({"tag": str}, lambda supervisor, tag: Stream(supervisor.find(tag), trace=True)),
     "paths": ({"tag": str, "nodes": list}, paths),
+    "reload-policy": ({"tag": str}, lambda supervisor, tag="": supervisor.reload_policies(tag)),
     "metrics": ({}, lambda supervisor: metrics.text(supervisor.ports)),
 }

@@ -44,6 +44,7 @@ class ShareDevice(Device):
     unknown).  `window_size`: bytes of the DAX window, 0 for none.  `back_end` is what drives this device, once
     there is one.  `patience`: seconds for an answer of the worker, which waits for what a queue has begun (None: for
     ever).  `table`: the share's changes enter a metadata table; such a device has versions and a notification queue.
+    `replaceable`: another worker may take the place of this one (`replace_worker`).
     """
 
     features = m.VIRTIO_F_VERSION_1 | m.VIRTIO_RING_F_EVENT_IDX | m.VIRTIO_RING_F_INDIRECT_DESC
@@ -57,8 +58,10 @@ class ShareDevice(Device):
         window_size: int = 0,
         patience: float | None = None,
         table: bool = False,
+        replaceable: bool = False,
     ):
         self._patience = patience
+        self._memory: dict[MemoryRegion, int] | None = {} if replaceable else None
         self.queue_count = 1 + queues
         self.back_end: BackEnd | None = None
         self._window_size = window_size
@@ -80,6 +83,15 @@ class ShareDevice(Device):
         self._log.debug(f"worker: {do} {arguments}")
         return channel.ask(self._worker, {"do": do, **arguments}, fds, self._patience)
 
+    def replace_worker(self, worker: socket.socket) -> None:
+        """Go on with another worker, which serves another file system, while no queue runs.  Raises `WorkerError`."""
+        assert self._memory is not None
+        state = self._ask("session")
+        self._worker = worker
+        self._ask("resume", **state)
+        for region, fd in self._memory.items():
+            self._add(region, fd)
+
     def abandon(self) -> None:
         """Ask the worker nothing more: it is to end, and stops its queues itself."""
         self._abandoned = True
@@ -89,27 +101,44 @@ class ShareDevice(Device):
             return struct.pack("<36sI", self._tag, self.queue_count - 1)
         return struct.pack("<36sII", self._tag, self.queue_count - 2, MOST_BYTES)
 
+    def _add(self, region: MemoryRegion, fd: int) -> None:
+        self._ask("add_memory", [fd], guest=region.guest_phys, size=region.size, offset=region.mmap_offset)
+
+    def _keep(self, region: MemoryRegion, fd: int) -> None:
+        """Keep the descriptor of a region for a worker that may come, or close it."""
+        if self._memory is None:
+            os.close(fd)
+        else:
+            self._memory[region] = fd
+
+    def _forget_memory(self) -> None:
+        if self._memory is not None:
+            channel.close_all(list(self._memory.values()))
+            self._memory.clear()
+
     def map_memory(self, regions: list[MemoryRegion], fds: list[int]) -> None:
+        self._forget_memory()
+        described = [[region.guest_phys, region.size, region.mmap_offset] for region in regions]
         try:
-            self._ask(
-                "map_memory",
-                fds,
-                regions=[[region.guest_phys, region.size, region.mmap_offset] for region in regions],
-            )
-        finally:
-            for fd in fds:
-                os.close(fd)
+            self._ask("map_memory", fds, regions=described)
+        except BaseException:
+            channel.close_all(fds)
+            raise
+        for region, fd in zip(regions, fds, strict=True):
+            self._keep(region, fd)
 
     def add_memory(self, region: MemoryRegion, fd: int) -> None:
         try:
-            self._ask(
-                "add_memory", [fd], guest=region.guest_phys, size=region.size, offset=region.mmap_offset
-            )
-        finally:
+            self._add(region, fd)
+        except BaseException:
             os.close(fd)
+            raise
+        self._keep(region, fd)
 
     def remove_memory(self, region: MemoryRegion) -> None:
         self._ask("remove_memory", guest=region.guest_phys, size=region.size)
+        if self._memory is not None and region in self._memory:
+            os.close(self._memory.pop(region))
 
     def start_queue(self, index: int, vring: VringState) -> None:
         self._ask(
@@ -168,4 +197,5 @@ class ShareDevice(Device):
             os.close(fd)
 
     def disconnected(self) -> None:
-        """Nothing to do: the worker ends with its connection."""
+        """The worker ends with its connection."""
+        self._forget_memory()

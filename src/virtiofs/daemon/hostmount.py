@@ -37,8 +37,10 @@ from virtiofs.sandbox.walls import Place, Walls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtiofs.daemon.invalidation import Invalidator
+    from virtiofs.daemon.reload import Teller
     from virtiofs.daemon.seats import Seats
     from virtiofs.daemon.watcher import WatcherProcess
+    from virtiofs.fs.policy.reloading import PolicyFile
     from virtiofs.fs.python.serving import Servable
 
 # How long the worker may take to finish its requests before it is killed.
@@ -54,9 +56,15 @@ NAMES_SECONDS = 1.0
 
 
 class Observing:
-    """Answers, in the worker, what is asked about its loops.  Each public method is one message (see `channel`)."""
+    """Answers, in the worker, what is asked about its loops.  Each public method is one message (see `channel`).
 
-    def __init__(self, filesystem: Filesystem, log: Log, loops: Sequence[DevFuseLoop]):
+    `teller`: tells the kernel what to forget, where nothing else does.
+    """
+
+    def __init__(
+        self, filesystem: Filesystem, log: Log, loops: Sequence[DevFuseLoop], teller: Teller | None = None
+    ):
+        self._teller = teller
         self._filesystem = filesystem
         self._log = log
         self._loops = loops
@@ -84,6 +92,17 @@ class Observing:
     def paths(self, fds: list[int], nodes: list[int]) -> dict[str, str | None]:
         return worker.paths_of(self._filesystem, nodes)
 
+    def prepare_policy(self, fds: list[int]) -> None:
+        worker.prepare_policy(self._filesystem, fds[0])
+
+    def use_policy(self, fds: list[int]) -> None:
+        """Let it hold for requests that begin from now on, and have the kernel forget what it knows."""
+        self._filesystem.use_policy()
+        if self._filesystem.metadata is not None:
+            self._filesystem.metadata.bump_everything()
+        elif self._teller is not None:
+            self._teller.begin()
+
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     method.__name__: method
@@ -93,6 +112,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         Observing.set_log_level,
         Observing.trace,
         Observing.paths,
+        Observing.prepare_policy,
+        Observing.use_policy,
     )
 }
 
@@ -144,7 +165,12 @@ def serve_descriptors(
         threads = [threading.Thread(target=run, args=(loop,)) for loop in loops]
         for thread in threads:
             thread.start()
-        observing = Observing(filesystem, log, loops)
+        teller: Teller | None = None
+        if to_kernel >= 0 and filesystem.metadata is None:
+            from virtiofs.daemon.reload import Teller
+
+            teller = Teller(filesystem, to_kernel, log)
+        observing = Observing(filesystem, log, loops, teller)
         watched = [sock.fileno(), ended]
         while ended not in select.select(watched, [], [])[0] and worker.obey(sock, observing, COMMANDS):
             pass
@@ -202,8 +228,17 @@ def open_descriptors(mountpoint: Mountpoint, threads: int, log: Log) -> list[int
 class MountedShare(Observed):
     """What is mounted, to whom asks: its tag is the directory it is mounted at."""
 
-    def __init__(self, path: str, where: str, read_only: bool, log: Log, seats: Seats | None):
+    def __init__(
+        self,
+        path: str,
+        where: str,
+        read_only: bool,
+        log: Log,
+        seats: Seats | None,
+        policy: PolicyFile | None = None,
+    ):
         super().__init__(where, read_only, log)
+        self._policy = policy
         self._mounted_at = path
         self._seats = seats
 
@@ -219,6 +254,10 @@ class MountedShare(Observed):
     @property
     def seats(self) -> Seats | None:
         return self._seats
+
+    @property
+    def policy(self) -> PolicyFile | None:
+        return self._policy
 
     def begin_watching(self) -> None:
         """Have a watcher of the host's changes, if the share is in a metadata table."""
@@ -249,7 +288,7 @@ class HostMount(Shares):
     `threads`: how many serve at the same time.  `keep`: descriptors that the file system works with.  `where`: what it
     is, and `read_only`: for people to read.  `seats`: in the tree's metadata table, which has a watcher then.
     `control`, if set, answers what is asked of us meanwhile.  `reload` is asked
-    again and again whether there is another file system to go on with.
+    again and again whether there is another file system to go on with.  `policy`: whose rules `make` applies.
     """
 
     def __init__(
@@ -264,9 +303,10 @@ class HostMount(Shares):
         read_only: bool = False,
         seats: Seats | None = None,
         reload: Callable[[], Servable | None] | None = None,
+        policy: PolicyFile | None = None,
     ):
         super().__init__(log)
-        self._share = MountedShare(mountpoint.path, where, read_only, log, seats)
+        self._share = MountedShare(mountpoint.path, where, read_only, log, seats, policy)
         self.ports = (self._share,)
         self._reload = reload
         self._fds: list[int] = []
@@ -289,6 +329,7 @@ class HostMount(Shares):
         previous = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
+        self._hung_up = False
         try:
             with self._mountpoint:
                 pid, sock = self._start()
@@ -327,6 +368,13 @@ class HostMount(Shares):
         busy = self.control is not None and self.control.busy
         pause = None if self._reload is None else int(1000 * RELOAD_SECONDS)
         happened = dict(poll.poll(0 if busy else pause))
+        if wake.fileno() in happened:
+            wake.recv(64)
+        if self._hung_up:
+            self._hung_up = False
+            if self.hang_up():
+                self._signal = signal.SIGHUP
+                return False
         if sock.fileno() in happened and channel.has_ended(sock):
             return True
         for fd, _, answer in clients:
@@ -335,12 +383,18 @@ class HostMount(Shares):
         return False
 
     def _note(self, number: int, _frame: object) -> None:
-        self._signal = number
+        if number == signal.SIGHUP:
+            self._hung_up = True
+        else:
+            self._signal = number
 
     def _start(self) -> tuple[int, socket.socket]:
         """Fork the worker: its process id and our end of its channel."""
+        # Behind the walls nothing can be imported.
         if self._seats is not None:
-            import virtiofs.daemon.invalidation  # noqa: F401  (behind the walls nothing can be imported)
+            import virtiofs.daemon.invalidation
+        if self._share.policy is not None:
+            import virtiofs.daemon.reload  # noqa: F401
 
         self._walls.leave()
         fds = open_descriptors(self._mountpoint, self._threads, self._log)
@@ -349,7 +403,8 @@ class HostMount(Shares):
             return worker.start(
                 self._make, self._log, self._walls, serve_descriptors(fds), [*fds, *self._keep]
             )
-        to_kernel = self._clone_to_tell() if self._seats is not None else -1
+        tells = self._seats is not None or self._share.policy is not None
+        to_kernel = self._clone_to_tell() if tells else -1
         try:
             return worker.start(
                 self._make,

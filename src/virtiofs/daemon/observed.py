@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from virtiofs.daemon.control import Control
     from virtiofs.daemon.seats import Seats
     from virtiofs.daemon.watcher import WatcherProcess
+    from virtiofs.fs.policy.reloading import PolicyFile
 
 # How long somebody who asks for counters waits for a worker that is stopped or drowned.
 ANSWER_SECONDS = 2.0
+# And whoever changes a policy: a worker may have to look through the whole tree for it.
+POLICY_SECONDS = 20.0
 OPERATIONS = {*NAMES.values(), UNKNOWN}
 
 
@@ -61,6 +64,11 @@ class Observed:
         return ""
 
     @property
+    def policy(self) -> PolicyFile | None:
+        """What the guest may see and do, if there are rules."""
+        return None
+
+    @property
     def peer(self) -> int | None:
         """Who is served: a process."""
         return None
@@ -75,6 +83,7 @@ class Observed:
             "connected": self.peer,
             "connections": 1,
             "quota": None,
+            "policy": None if self.policy is None else self.policy.text,
             "watcher": self._watcher.status() if self._watcher is not None else None,
             "metadata": None if self.seats is None else self.seats.status(),
             "worker": self._worker[0] if self._worker else None,
@@ -109,6 +118,25 @@ class Observed:
     def paths(self, nodes: list[int]) -> dict[str, Any]:
         """The paths of node ids, by their decimal digits; null for one that nobody knows."""
         return self._ask("paths", nodes=nodes)
+
+    def prepare_policy(self, encoded: bytes) -> None:
+        """Have the worker, if there is one, make another policy ready.  Raises `WorkerError` if it can not."""
+        fd = os.memfd_create("virtiofs-policy", os.MFD_CLOEXEC)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(encoded)
+            self._demand("prepare_policy", [fd])
+        finally:
+            os.close(fd)
+
+    def use_policy(self) -> None:
+        """Have the worker put in force what it made ready.  Raises `WorkerError` if it does not."""
+        self._demand("use_policy")
+
+    def _demand(self, do: str, fds: Sequence[int] = ()) -> None:
+        """Have the worker, if there is one, do something that may take a while.  Raises `WorkerError`."""
+        if self._worker is not None:
+            channel.ask(self._worker[1], {"do": do}, fds, POLICY_SECONDS)
 
     def begin_trace(self) -> int:
         """Have requests written down: the ring (`fuse.records` reads it), a descriptor of ours.
@@ -153,6 +181,7 @@ class Shares:
 
     def __init__(self, log: Log):
         self._log = log
+        self._terminal = Terminal()
 
     def find(self, tag: str) -> Observed:
         """The share of this tag.  Raises `ValueError`."""
@@ -174,11 +203,56 @@ class Shares:
         """Serve a share no more.  Raises `ValueError` while a VMM is connected to it, unless forced."""
         raise ValueError("this is a mount of one directory; unmount it")
 
+    def reload_policies(self, tag: str = "") -> list[str]:
+        """Read the policies of all shares, or of one, again: the tags where that is in force now.
+
+        Raises `ValueError` or `OSError` saying what is wrong; then what was in force still is.
+        """
+        from virtiofs.daemon import reload
+
+        if tag:
+            self.find(tag)
+        tags = reload.reload_policies(self.ports, tag)
+        self._log.info(f"the policy of {', '.join(tags)} was read again")
+        return tags
+
+    def hang_up(self) -> bool:
+        """What SIGHUP means: to read policies again, where there are any; else to end, which is what this returns.
+
+        It also means to end when it is the terminal that went away.
+        """
+        if not any(port.policy for port in self.ports) or self._terminal.gone:
+            return True
+        try:
+            self.reload_policies()
+        except (ValueError, OSError) as error:
+            self._log.error(f"what was in force still is: {error}")
+        return False
+
     def set_log_level(self, level: str) -> None:
         """Log at `level` from now on, in every process.  Raises `ValueError` for an unknown one."""
         self._log.set_level(level)
         for port in self.ports:
             port.set_log_level(level)
+
+
+class Terminal:
+    """The terminal that controls this process, if there was one when it started."""
+
+    def __init__(self) -> None:
+        self._was_there = self._is_there()
+
+    @property
+    def gone(self) -> bool:
+        return self._was_there and not self._is_there()
+
+    @staticmethod
+    def _is_there() -> bool:
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+        except OSError:
+            return False
+        return True
 
 
 def make_ring() -> int:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from virtiofs.daemon.audit import Auditor
     from virtiofs.daemon.seats import Seats
     from virtiofs.fs.passthrough.account import Quota
+    from virtiofs.fs.policy.reloading import PolicyFile
 
 # How long a worker may take to finish its requests before it is killed.
 GRACE_SECONDS = 10.0
@@ -47,7 +48,8 @@ class Share:
     the device's DAX window, 0 for none.  `keep`: descriptors that it works with.  `patience`: seconds that a request
     may still take when the guest resets the device (None: for ever).  `seats`: in the tree's metadata table, which has
     a watcher then.  `only`: the one file of the tree that is shared, "" if all of it is.  `audit`: who writes down what
-    the guest does.
+    the guest does.  `policy`: whose rules `make` gives the file system, as they are then.  `replaceable`: there may be
+    another share to go on with (`Port.replace`).
     """
 
     def __init__(
@@ -64,8 +66,12 @@ class Share:
         seats: Seats | None = None,
         only: str = "",
         audit: Auditor | None = None,
+        policy: PolicyFile | None = None,
+        replaceable: bool = False,
     ):
+        self.replaceable = replaceable
         self.only = only
+        self.policy = policy
         self.audit = audit
         self.keep = keep
         self.seats = seats
@@ -132,6 +138,10 @@ class Port(Observed):
     @property
     def only(self) -> str:
         return self.share.only
+
+    @property
+    def policy(self) -> PolicyFile | None:
+        return self.share.policy
 
     @property
     def tag(self) -> str:
@@ -218,11 +228,38 @@ class Port(Observed):
             self._ring = -1
 
     def replace(self, share: Share) -> None:
-        """Give the next front end another share; one that is connected keeps what it has."""
-        self.share = share
-        if self._connection is None:
-            self._release_worker()
-            self._try_to_start_worker()
+        """Go on with another share, for the guest that is connected, too.
+
+        What can not be started is logged, and the one before goes on; if that does not finish what it has begun, the
+        guest is `lost`.
+        """
+        before, self.share = self.share, share
+        left = self._worker
+        try:
+            self._start_worker()
+        except channel.WorkerError as error:
+            self._log.error(f"the file system before goes on: {error}")
+            self.share, self._worker = before, left
+            return
+        began, self._worker = self._worker, left
+        assert began is not None
+        if self._back_end is not None and self._device is not None:
+            worker.add_counters(self._past, self._counted())
+            device = self._device
+            try:
+                self._back_end.while_stopped(lambda: device.replace_worker(began[1]))
+            except (OSError, ProtocolError) as error:
+                self._log.error(f"the file system before did not finish, and its guest is lost: {error}")
+                if left is not None:
+                    os.kill(left[0], signal.SIGKILL)
+                self._release_worker()
+                self._worker = began
+                self._release_worker()
+                self.lost = True
+                return
+        self._release_worker()
+        self._worker = began
+        self._log.info("the file system was loaded again")
 
     def recover(self) -> None:
         """After `lost`: wait for the next front end with a fresh worker."""
@@ -273,6 +310,7 @@ class Port(Observed):
             self.share.window_size,
             self.share.patience,
             self.share.seats is not None,
+            self.share.replaceable,
         )
         self._back_end = BackEnd(self._device, self._log.warning)
         self._device.back_end = self._back_end
@@ -318,7 +356,9 @@ class Port(Observed):
                 self.share.make,
                 self._log,
                 self.share.walls,
-                worker.serve_queues(self.share.window_size, self.share.seats is not None),
+                worker.serve_queues(
+                    self.share.window_size, self.share.seats is not None, self.share.policy is not None
+                ),
                 keep=self.share.keep,
                 seats=self.share.seats,
             )

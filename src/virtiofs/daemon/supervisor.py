@@ -44,6 +44,7 @@ class Supervisor(Shares):
         self._add_port = add_port
         self._leaving: list[Port] = []
         self._ending = False
+        self._hung_up = False
         self._failed = False
 
     def run(self, ready: Callable[[], None]) -> int:
@@ -56,7 +57,7 @@ class Supervisor(Shares):
             end.setblocking(False)
         previous = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._end)
+            signal.signal(number, self._note)
         try:
             self._leave()
             for port in self.ports:
@@ -76,7 +77,13 @@ class Supervisor(Shares):
             signals.close()
         return 1 if self._failed else 0
 
-    def _end(self, number: int, _frame: object) -> None:
+    def _note(self, number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            self._hung_up = True
+        else:
+            self._end(number)
+
+    def _end(self, number: int) -> None:
         self._log.info(f"ending on {signal.Signals(number).name}")
         self._ending = True
 
@@ -102,10 +109,16 @@ class Supervisor(Shares):
             milliseconds = 0
         if self.tick is not None:
             self.tick()
+            for port in list(self.ports):
+                self._look_after(port)
             milliseconds = TICK_MS if milliseconds is None else min(milliseconds, TICK_MS)
         happened = dict(poll.poll(milliseconds))
         if wake.fileno() in happened:
             wake.recv(64)
+        if self._hung_up:
+            self._hung_up = False
+            if self.hang_up():
+                self._end(signal.SIGHUP)
         for port, sources in watched:
             port.expire()
             act = next((act for fd, act in sources if fd in happened), None)
@@ -127,7 +140,11 @@ class Supervisor(Shares):
             if alone:
                 raise
             self._log.error(str(error))
-        if port.lost and alone:
+        self._look_after(port)
+
+    def _look_after(self, port: Port) -> None:
+        """See to what happened to a port."""
+        if port.lost and len(self.ports) == 1:
             self._failed = self._ending = True
         elif port.lost:
             port.recover()

@@ -252,6 +252,26 @@ class Worker:
         """The paths of nodes."""
         return paths_of(self._filesystem, nodes)
 
+    def session(self, fds: list[int]) -> dict[str, Any]:
+        """What INIT agreed on, for a worker that takes this one's place."""
+        session = self._session
+        return {"initialised": session.initialised, "minor": session.minor, "flags": session.flags}
+
+    def resume(self, fds: list[int], initialised: bool, minor: int, flags: int) -> None:
+        """Take the place of a worker that said so in `session`."""
+        if initialised:
+            self._session.resume(minor, flags)
+
+    def prepare_policy(self, fds: list[int]) -> None:
+        """Make the policy in the shared memory that comes along ready."""
+        prepare_policy(self._filesystem, fds[0])
+
+    def use_policy(self, fds: list[int]) -> None:
+        """Let it hold for requests that begin from now on, and have clients that can be told forget what they know."""
+        self._filesystem.use_policy()
+        if self._filesystem.metadata is not None:
+            self._filesystem.metadata.bump_everything()
+
     def _fill_pool(self, pool: Pool) -> None:
         """Start the pool's threads, and wait until each can take jobs."""
         ready = threading.Semaphore(0)
@@ -326,6 +346,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         Worker.set_log_level,
         Worker.trace,
         Worker.paths,
+        Worker.session,
+        Worker.resume,
+        Worker.prepare_policy,
+        Worker.use_policy,
     )
 }
 
@@ -361,6 +385,11 @@ def paths_of(filesystem: Filesystem, nodes: list[int]) -> dict[str, str | None]:
     return found
 
 
+def prepare_policy(filesystem: Filesystem, fd: int) -> None:
+    """Have a file system make the policy ready that is the content of `fd`."""
+    filesystem.prepare_policy(os.pread(fd, os.fstat(fd).st_size, 0))
+
+
 def add_counters(total: dict[str, list[int]], more: dict[str, list[int]]) -> None:
     """Add counters by operation to others of the same shape."""
     for name, row in more.items():
@@ -376,16 +405,20 @@ def make_window(size: int, memory: GuestMemory, log: Log) -> Window:
     return Window(size, memory, log.warning)
 
 
-def serve_queues(window_size: int, table: bool = False) -> Callable[[socket.socket, Filesystem, Log], None]:
+def serve_queues(
+    window_size: int, table: bool = False, policy: bool = False
+) -> Callable[[socket.socket, Filesystem, Log], None]:
     """What a worker does for a front end.  `window_size`: of the device's DAX window, 0 for none.  `table`: the share
-    has a metadata table.
+    has a metadata table.  `policy`: it has a policy, which may be replaced.
     """
     # Behind the walls nothing can be imported.
     if window_size:
         import virtiofs.dax.window
     if table:
         import virtiofs.daemon.notifications
-        import virtiofs.daemon.versions  # noqa: F401
+        import virtiofs.daemon.versions
+    if policy:
+        import virtiofs.daemon.reload  # noqa: F401
 
     def serve(sock: socket.socket, filesystem: Filesystem, log: Log) -> None:
         Worker(sock, filesystem, log, window_size).run()

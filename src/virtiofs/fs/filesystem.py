@@ -69,6 +69,25 @@ class Filesystem(Handlers):
         nothing to do.
         """
 
+    def prepare_policy(self, encoded: bytes) -> None:
+        """Make another policy (`policy.reloading.encode`) ready for `use_policy`.
+
+        Raises `ValueError` and `OSError` for one that can not be used, and where there is none to replace.
+        """
+        raise ValueError("this share was started without a policy; start it with one")
+
+    def use_policy(self) -> None:
+        """Let the policy that was made ready hold for requests that begin from now on.  Raises `OSError`."""
+        raise OSError("no policy was made ready")
+
+    def verdicts_of(self, nodes: list) -> list:
+        """What the policy says of nodes that the guest knows: bits (`policy.rules`), -1 where that is not known."""
+        return [0] * len(nodes)
+
+    def place_of(self, nodeid: int) -> tuple[int, bytes] | None:
+        """A directory's node and the name there that leads to a node; None for the root, and where nobody can tell."""
+        return None
+
     def statistics(self) -> dict[str, int]:
         """Counters by name, for people to read."""
         return {}

@@ -145,6 +145,18 @@ class BackEnd:
         finally:
             _close_all(incoming)
 
+    def while_stopped(self, act: Callable[[], None]) -> None:
+        """Do something to the device while no queue runs; those that did are started again.
+
+        Raises what stopping, `act` and starting do.  Queues that were stopped then stay so.
+        """
+        running = self._running()
+        for ring in running:
+            self._stop(ring)
+        act()
+        for ring in running:
+            self._start(ring)
+
     def close(self) -> None:
         """The connection is over: stop the queues, close every descriptor, tell the device.  Idempotent."""
         if self._closed:

@@ -25,7 +25,10 @@ from virtiofs.fs.python.replies import Attributes, Caller, Changes, Opened, Stat
 
 # Those that have another name there.  Others there are not: fallocate is called with the order of libfuse.
 THEIRS = {"setattr": ("chmod", "chown", "truncate", "utimens")}
-NEVER = ("forget", "lookup", "tmpfile", "lseek", "syncfs", "access", "ioctl", "poll", "copy_file_range")
+NEVER = (
+    *("forget", "lookup", "tmpfile", "lseek", "syncfs", "access", "ioctl", "poll", "copy_file_range"),
+    "bmap",  # whose answer goes through a pointer of libfuse's
+)
 LOCKS = ("getlk", "setlk", "flock")
 NANOSECONDS = 1_000_000_000
 TIMES = ("st_atime", "st_mtime", "st_ctime")

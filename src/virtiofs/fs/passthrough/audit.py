@@ -19,8 +19,8 @@ from cython.cimports.posix.uio import iovec
 from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.descriptors import inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.inodes import ROOT_INDEX, Inode, inode_pin, inode_unpin
+from cython.cimports.virtiofs.fs.passthrough.marks import path_of
 from cython.cimports.virtiofs.fs.passthrough.policynodes import node_of
-from cython.cimports.virtiofs.fs.passthrough.verdicts import path_of
 from cython.cimports.virtiofs.fuse.layout import (
     FATTR_FH,
     FUSE_COPY_FILE_RANGE,

@@ -45,7 +45,7 @@ cdef struct Share:
     Handler inner[OPCODES]   # what single.py stands in front of
     Account* account         # of a share with a quota, else NULL; see quota.py
     Handler counted[OPCODES] # what quota.py stands in front of
-    void* policing           # what a policy says, a Policing; see verdicts.py
+    void* ruling             # the policies there are, a Ruling; see policy.py
     void* auditing           # what is told of, an Auditing; see audit.py
     uint32_t slow            # reads of silent handles that are not tried on a queue's thread (files.py)
     void* window             # the DAX window, a Python object (mappings.py); NULL: there is none

@@ -5,7 +5,14 @@ import cython
 from cython.cimports.libc.errno import EBADF
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memmove
-from cython.cimports.virtiofs.fs.passthrough.context import Share
+from cython.cimports.virtiofs.fs.passthrough.marks import (
+    ASK,
+    HIDE,
+    Mark,
+    Policing,
+    directory_mark,
+    mark_of,
+)
 from cython.cimports.virtiofs.fs.passthrough.policynames import admit, meet, verdict_of_there
 from cython.cimports.virtiofs.fs.passthrough.policynodes import (
     USE,
@@ -16,14 +23,6 @@ from cython.cimports.virtiofs.fs.passthrough.policynodes import (
 )
 from cython.cimports.virtiofs.fs.passthrough.ruled import ruled_number
 from cython.cimports.virtiofs.fs.passthrough.unopened import unopened
-from cython.cimports.virtiofs.fs.passthrough.verdicts import (
-    ASK,
-    HIDE,
-    Mark,
-    directory_mark,
-    mark_of,
-    policing_of,
-)
 from cython.cimports.virtiofs.fs.policy.matcher import Verdict, name_verdict
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_READDIRPLUS,
@@ -41,18 +40,18 @@ DT_UNKNOWN = cython.declare(uint32_t, 0)
 @cython.nogil
 @cython.exceptval(check=False)
 def readdir(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     mark: cython.pointer(Mark)
     error: cython.int = 0
     fh: uint64_t = cython.cast(cython.pointer(fuse_read_in), request.args).fh
     if unopened(request, fh, True):
-        error = check_node(share, request, request.header.nodeid, USE)
+        error = check_node(policing, request, request.header.nodeid, USE)
         if error:
             return error
-        mark = mark_of(share, request.header.nodeid)
+        mark = mark_of(policing, request.header.nodeid)
         if mark != cython.NULL and mark.verdict & ASK and not request.no_wait:
-            return go_on_with_room(share, request, answer_listing)
-    return answer_listing(share, request)
+            return go_on_with_room(policing, request, answer_listing)
+    return answer_listing(policing, request)
 
 
 @cython.cfunc
@@ -60,21 +59,21 @@ def readdir(context: cython.p_void, request: cython.pointer(Request)) -> cython.
 @cython.exceptval(check=False)
 def answer_listing(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """List until something is left that may be shown, or the directory ends: an empty reply would mean its end."""
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     args: cython.pointer(fuse_read_in) = cython.cast(cython.pointer(fuse_read_in), request.args)
     mark: cython.pointer(Mark)
     error: cython.int
-    nodeid: uint64_t = node_of(share, request, args.fh, True)
+    nodeid: uint64_t = node_of(policing.share, request, args.fh, True)
     if nodeid == 0:
         return -EBADF
-    error = directory_mark(share, nodeid, cython.address(mark))
+    error = directory_mark(policing, nodeid, cython.address(mark))
     if error:
         return error
     while True:
-        error = go_on(share, request)
+        error = go_on(policing, request)
         if error or request.reply_size == 0:
             return error
-        args.offset = sift(share, request, nodeid, mark.state)
+        args.offset = sift(policing, request, nodeid, mark.state)
         if request.reply_size:
             return 0
 
@@ -83,7 +82,7 @@ def answer_listing(context: cython.p_void, request: cython.pointer(Request)) -> 
 @cython.nogil
 @cython.exceptval(check=False)
 def sift(
-    share: cython.pointer(Share), request: cython.pointer(Request), parent: uint64_t, state: uint32_t
+    policing: cython.pointer(Policing), request: cython.pointer(Request), parent: uint64_t, state: uint32_t
 ) -> uint64_t:
     """Take what is hidden out of a listing in `request.reply`: the cookie to go on from."""
     plus: cython.bint = request.header.opcode == FUSE_READDIRPLUS
@@ -100,7 +99,7 @@ def sift(
         size = (head + cython.sizeof(fuse_dirent) + dirent.namelen + 7) & ~cython.cast(uint32_t, 7)
         offset = dirent.off
         if shown(
-            share,
+            policing,
             parent,
             state,
             cython.cast(cython.p_char, record + head + cython.sizeof(fuse_dirent)),
@@ -119,7 +118,7 @@ def sift(
 @cython.nogil
 @cython.exceptval(check=False)
 def shown(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     parent: uint64_t,
     state: uint32_t,
     name: cython.p_char,
@@ -140,23 +139,28 @@ def shown(
         return False
     memcpy(copy, name, dirent.namelen)
     copy[dirent.namelen] = 0
-    name_verdict(policing_of(share).tables, state, copy, dirent.namelen, cython.address(verdict))
+    name_verdict(policing.tables, state, copy, dirent.namelen, cython.address(verdict))
     if entry != cython.NULL and entry.nodeid:
-        return admit(share, parent, state, copy, dirent.namelen, cython.address(verdict), entry) == 0
+        return admit(policing, parent, state, copy, dirent.namelen, cython.address(verdict), entry) == 0
     if (
         dirent.type == DT_UNKNOWN
         and (verdict.file ^ verdict.directory) & HIDE
         and verdict_of_there(
-            share, parent, copy, cython.address(verdict), cython.address(there), cython.address(directory)
+            policing, parent, copy, cython.address(verdict), cython.address(there), cython.address(directory)
         )
     ):
         return False
     there |= verdict.directory if directory else verdict.file
     if not directory:
-        if ruled_number(policing_of(share), dirent.ino):
+        if ruled_number(policing, dirent.ino):
             verdict_of_there(
-                share, parent, copy, cython.address(verdict), cython.address(there), cython.address(directory)
+                policing,
+                parent,
+                copy,
+                cython.address(verdict),
+                cython.address(there),
+                cython.address(directory),
             )
         if there & HIDE:
-            meet(share, parent, copy, there)
+            meet(policing, parent, copy, there)
     return not there & HIDE

@@ -8,7 +8,6 @@ not.
 import cython
 from cython.cimports.libc.errno import EACCES, ENFILE, ENOENT, EROFS, EXDEV, errno
 from cython.cimports.libc.stdint import uint32_t, uint64_t
-from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.descriptors import (
     birth_of,
     device_of,
@@ -33,9 +32,7 @@ from cython.cimports.virtiofs.fs.passthrough.inodes import (
     inode_pin,
     inode_unpin,
 )
-from cython.cimports.virtiofs.fs.passthrough.policynodes import CHANGE, USE, check_node, go_on, judge, show
-from cython.cimports.virtiofs.fs.passthrough.ruled import rule_file, ruled_verdict
-from cython.cimports.virtiofs.fs.passthrough.verdicts import (
+from cython.cimports.virtiofs.fs.passthrough.marks import (
     ASK,
     DENY,
     FOLLOWS,
@@ -44,12 +41,14 @@ from cython.cimports.virtiofs.fs.passthrough.verdicts import (
     READ_ONLY,
     STRICT,
     Mark,
+    Policing,
     answer_name,
     directory_mark,
     mark_of,
-    policing_of,
     set_mark,
 )
+from cython.cimports.virtiofs.fs.passthrough.policynodes import CHANGE, USE, check_node, go_on, judge, show
+from cython.cimports.virtiofs.fs.passthrough.ruled import rule_file, ruled_verdict
 from cython.cimports.virtiofs.fs.policy.matcher import NO_STATE, Tables, Verdict, name_verdict, state_below
 from cython.cimports.virtiofs.fuse.layout import (
     FUSE_CREATE,
@@ -67,7 +66,7 @@ from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32
 @cython.nogil
 @cython.exceptval(check=False)
 def stat_name(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     parent: uint64_t,
     name: cython.pointer(cython.const[cython.char]),
     status: cython.pointer(statx_t),
@@ -75,15 +74,15 @@ def stat_name(
     """Look at a name on the host: 0 or a negative errno."""
     directory: cython.int
     error: cython.int = 0
-    inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), parent)
+    inode: cython.pointer(Inode) = inode_pin(cython.address(policing.share.inodes), parent)
     if inode == cython.NULL:
         return -ESTALE
-    directory = inode_descriptor(cython.address(share.inodes), inode)
+    directory = inode_descriptor(cython.address(policing.share.inodes), inode)
     if directory < 0:
         error = directory
     elif statx(directory, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, IDENTITY_MASK, status) != 0:
         error = -errno
-    inode_unpin(cython.address(share.inodes), inode)
+    inode_unpin(cython.address(policing.share.inodes), inode)
     return error
 
 
@@ -91,7 +90,7 @@ def stat_name(
 @cython.nogil
 @cython.exceptval(check=False)
 def meet(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     parent: uint64_t,
     name: cython.pointer(cython.const[cython.char]),
     verdict: uint64_t,
@@ -100,11 +99,11 @@ def meet(
     status: statx_t
     if (
         verdict & FOLLOWS
-        and stat_name(share, parent, name, cython.address(status)) == 0
+        and stat_name(policing, parent, name, cython.address(status)) == 0
         and status.stx_nlink > 1
         and status.stx_mode & S_IFMT != S_IFDIR
     ):
-        rule_file(policing_of(share), cython.address(share.inodes), cython.address(status), verdict & FOLLOWS)
+        rule_file(policing, cython.address(policing.share.inodes), cython.address(status), verdict & FOLLOWS)
 
 
 @cython.cfunc
@@ -118,7 +117,7 @@ def is_directory(mode: uint32_t) -> cython.bint:
 @cython.nogil
 @cython.exceptval(check=False)
 def verdict_of_there(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     parent: uint64_t,
     name: cython.pointer(cython.const[cython.char]),
     verdict: cython.pointer(Verdict),
@@ -127,18 +126,18 @@ def verdict_of_there(
 ) -> cython.int:
     """What holds for what has a name now, its own rule among it: 0, or a negative errno if there is nothing."""
     status: statx_t
-    error: cython.int = stat_name(share, parent, name, cython.address(status))
+    error: cython.int = stat_name(policing, parent, name, cython.address(status))
     if error:
         return error
     directory[0] = is_directory(status.stx_mode)
     bits[0] = verdict.directory if directory[0] else verdict.file
     bits[0] |= ruled_verdict(
-        policing_of(share),
+        policing,
         device_of(cython.address(status)),
         status.stx_ino,
         birth_of(
-            cython.address(share.inodes),
-            known_mount(cython.address(share.inodes), cython.address(status)),
+            cython.address(policing.share.inodes),
+            known_mount(cython.address(policing.share.inodes), cython.address(status)),
             cython.address(status),
         ),
     )
@@ -149,7 +148,7 @@ def verdict_of_there(
 @cython.nogil
 @cython.exceptval(check=False)
 def check_name(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     request: cython.pointer(Request),
     parent: uint64_t,
     which: cython.int,
@@ -169,7 +168,7 @@ def check_name(
         return -EROFS
     if not bits & ASK:
         return 0
-    answer = answer_name(share, request, parent, request.names[which], request.name_sizes[which])
+    answer = answer_name(policing, request, parent, request.names[which], request.name_sizes[which])
     return WOULD_BLOCK if answer == NOT_YET else judge(answer, CHANGE)
 
 
@@ -177,7 +176,7 @@ def check_name(
 @cython.nogil
 @cython.exceptval(check=False)
 def check_new(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     request: cython.pointer(Request),
     parent: uint64_t,
     which: cython.int,
@@ -190,17 +189,15 @@ def check_new(
     there: uint64_t = 0
     directory: cython.bint = False
     mark: cython.pointer(Mark)
-    error: cython.int = check_node(share, request, parent, CHANGE)
+    error: cython.int = check_node(policing, request, parent, CHANGE)
     if not error:
-        error = directory_mark(share, parent, cython.address(mark))
+        error = directory_mark(policing, parent, cython.address(mark))
     if error:
         return error
-    name_verdict(
-        policing_of(share).tables, mark.state, request.names[which], request.name_sizes[which], verdict
-    )
-    if load_acquire_u32(cython.address(policing_of(share).ruled_count)):
+    name_verdict(policing.tables, mark.state, request.names[which], request.name_sizes[which], verdict)
+    if load_acquire_u32(cython.address(policing.ruled_count)):
         error = verdict_of_there(
-            share,
+            policing,
             parent,
             request.names[which],
             verdict,
@@ -209,14 +206,14 @@ def check_new(
         )
         if error and error != -ENOENT:
             return error
-    return check_name(share, request, parent, which, verdict.file | verdict.directory | there, EACCES)
+    return check_name(policing, request, parent, which, verdict.file | verdict.directory | there, EACCES)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def check_there(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     request: cython.pointer(Request),
     parent: uint64_t,
     which: cython.int,
@@ -226,20 +223,16 @@ def check_there(
     bits: uint64_t
     directory: cython.bint = False
     mark: cython.pointer(Mark)
-    error: cython.int = check_node(share, request, parent, CHANGE)
+    error: cython.int = check_node(policing, request, parent, CHANGE)
     if not error:
-        error = directory_mark(share, parent, cython.address(mark))
+        error = directory_mark(policing, parent, cython.address(mark))
     if error:
         return error
-    name_verdict(
-        policing_of(share).tables, mark.state, request.names[which], request.name_sizes[which], verdict
-    )
+    name_verdict(policing.tables, mark.state, request.names[which], request.name_sizes[which], verdict)
     bits = verdict.file
-    if (verdict.file ^ verdict.directory) & STRICT or load_acquire_u32(
-        cython.address(policing_of(share).ruled_count)
-    ):
+    if (verdict.file ^ verdict.directory) & STRICT or load_acquire_u32(cython.address(policing.ruled_count)):
         error = verdict_of_there(
-            share,
+            policing,
             parent,
             request.names[which],
             verdict,
@@ -248,14 +241,14 @@ def check_there(
         )
         if error:
             return error
-    return check_name(share, request, parent, which, bits, ENOENT)
+    return check_name(policing, request, parent, which, bits, ENOENT)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def admit(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     parent: uint64_t,
     state: uint32_t,
     name: cython.pointer(cython.const[cython.char]),
@@ -272,36 +265,36 @@ def admit(
     directory: cython.bint = is_directory(entry.attr.mode)
     bits = verdict.directory if directory else verdict.file
     if not directory and bits & FOLLOWS and entry.attr.nlink > 1:
-        meet(share, parent, name, bits)
-    if load_acquire_u32(cython.address(policing_of(share).ruled_count)):
-        bits |= ruled_of(share, entry.nodeid)
+        meet(policing, parent, name, bits)
+    if load_acquire_u32(cython.address(policing.ruled_count)):
+        bits |= ruled_of(policing, entry.nodeid)
     if bits & HIDE:
         error = -ENOENT
     elif directory:
-        below = state_below(policing_of(share).tables, state, name, size)
+        below = state_below(policing.tables, state, name, size)
         if below == NO_STATE:
             error = -ENFILE
     if not error:
-        error = set_mark(share, entry.nodeid, directory, below, bits, parent, name, size)
+        error = set_mark(policing, entry.nodeid, directory, below, bits, parent, name, size)
     if error:
-        inode_forget(cython.address(share.inodes), entry.nodeid, 1)
+        inode_forget(cython.address(policing.share.inodes), entry.nodeid, 1)
         return error
     if bits:
-        show(share, bits, cython.address(entry.attr))
+        show(policing, bits, cython.address(entry.attr))
     return 0
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def ruled_of(share: cython.pointer(Share), nodeid: uint64_t) -> uint64_t:
+def ruled_of(policing: cython.pointer(Policing), nodeid: uint64_t) -> uint64_t:
     """The rule that follows an inode."""
     verdict: uint64_t
-    inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), nodeid)
+    inode: cython.pointer(Inode) = inode_pin(cython.address(policing.share.inodes), nodeid)
     if inode == cython.NULL:
         return HIDE
-    verdict = ruled_verdict(policing_of(share), inode.dev, inode.ino, inode.born)
-    inode_unpin(cython.address(share.inodes), inode)
+    verdict = ruled_verdict(policing, inode.dev, inode.ino, inode.born)
+    inode_unpin(cython.address(policing.share.inodes), inode)
     return verdict
 
 
@@ -309,30 +302,30 @@ def ruled_of(share: cython.pointer(Share), nodeid: uint64_t) -> uint64_t:
 @cython.nogil
 @cython.exceptval(check=False)
 def lookup(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     verdict: Verdict
     mark: cython.pointer(Mark)
     parent: uint64_t = request.header.nodeid
-    error: cython.int = check_node(share, request, parent, USE)
+    error: cython.int = check_node(policing, request, parent, USE)
     if not error:
-        error = directory_mark(share, parent, cython.address(mark))
+        error = directory_mark(policing, parent, cython.address(mark))
     if error:
         return error
     name_verdict(
-        policing_of(share).tables,
+        policing.tables,
         mark.state,
         request.names[0],
         request.name_sizes[0],
         cython.address(verdict),
     )
     if verdict.file & verdict.directory & HIDE:
-        meet(share, parent, request.names[0], verdict.file)
+        meet(policing, parent, request.names[0], verdict.file)
         return -ENOENT
-    error = go_on(share, request)
+    error = go_on(policing, request)
     if error:
         return error
     return admit(
-        share,
+        policing,
         parent,
         mark.state,
         request.names[0],
@@ -346,16 +339,16 @@ def lookup(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
 @cython.nogil
 @cython.exceptval(check=False)
 def admit_new(
-    share: cython.pointer(Share), request: cython.pointer(Request), verdict: cython.pointer(Verdict)
+    policing: cython.pointer(Policing), request: cython.pointer(Request), verdict: cython.pointer(Verdict)
 ) -> cython.int:
     """Let the guest have what it just made or linked under the request's first name: as `admit`."""
-    mark: cython.pointer(Mark) = mark_of(share, request.header.nodeid)
+    mark: cython.pointer(Mark) = mark_of(policing, request.header.nodeid)
     entry: cython.pointer(fuse_entry_out) = cython.cast(cython.pointer(fuse_entry_out), request.reply)
     if mark == cython.NULL:
-        inode_forget(cython.address(share.inodes), entry.nodeid, 1)
+        inode_forget(cython.address(policing.share.inodes), entry.nodeid, 1)
         return -ESTALE
     return admit(
-        share,
+        policing,
         request.header.nodeid,
         mark.state,
         request.names[0],
@@ -372,25 +365,25 @@ def make(context: cython.p_void, request: cython.pointer(Request)) -> cython.int
     """CREATE, MKNOD, MKDIR, SYMLINK.  CREATE of what is there after all opens it: a file with a rule of its own was
     refused before, or is now.
     """
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     verdict: Verdict
     mark: cython.pointer(Mark)
     out: cython.pointer(fuse_create_out) = cython.cast(cython.pointer(fuse_create_out), request.reply)
-    error: cython.int = check_new(share, request, request.header.nodeid, 0, cython.address(verdict))
+    error: cython.int = check_new(policing, request, request.header.nodeid, 0, cython.address(verdict))
     if not error:
-        error = go_on(share, request)
+        error = go_on(policing, request)
     if error:
         return error
-    error = admit_new(share, request, cython.address(verdict))
+    error = admit_new(policing, request, cython.address(verdict))
     if request.header.opcode != FUSE_CREATE:
         return error
     if not error:
-        mark = mark_of(share, out.entry.nodeid)
+        mark = mark_of(policing, out.entry.nodeid)
         if mark == cython.NULL or mark.verdict & FOLLOWS:
-            inode_forget(cython.address(share.inodes), out.entry.nodeid, 1)
+            inode_forget(cython.address(policing.share.inodes), out.entry.nodeid, 1)
             error = -EACCES
     if error:
-        handle_release(cython.address(share.handles), out.open.fh, False)
+        handle_release(cython.address(policing.share.handles), out.open.fh, False)
     return error
 
 
@@ -399,25 +392,25 @@ def make(context: cython.p_void, request: cython.pointer(Request)) -> cython.int
 @cython.exceptval(check=False)
 def tmpfile(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """A file without a name has the verdict of its directory; it was asked about there."""
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     out: cython.pointer(fuse_create_out) = cython.cast(cython.pointer(fuse_create_out), request.reply)
     mark: cython.pointer(Mark)
     verdict: uint64_t
-    error: cython.int = check_node(share, request, request.header.nodeid, CHANGE)
+    error: cython.int = check_node(policing, request, request.header.nodeid, CHANGE)
     if not error:
-        error = directory_mark(share, request.header.nodeid, cython.address(mark))
+        error = directory_mark(policing, request.header.nodeid, cython.address(mark))
     if error:
         return error
     verdict = mark.verdict & ~cython.cast(uint64_t, STRICT)
-    error = go_on(share, request)
+    error = go_on(policing, request)
     if error:
         return error
-    error = set_mark(share, out.entry.nodeid, False, 0, verdict, 0, cython.NULL, 0)
+    error = set_mark(policing, out.entry.nodeid, False, 0, verdict, 0, cython.NULL, 0)
     if error:
-        inode_forget(cython.address(share.inodes), out.entry.nodeid, 1)
-        handle_release(cython.address(share.handles), out.open.fh, False)
+        inode_forget(cython.address(policing.share.inodes), out.entry.nodeid, 1)
+        handle_release(cython.address(policing.share.handles), out.open.fh, False)
         return error
-    show(share, verdict, cython.address(out.entry.attr))
+    show(policing, verdict, cython.address(out.entry.attr))
     return 0
 
 
@@ -426,25 +419,25 @@ def tmpfile(context: cython.p_void, request: cython.pointer(Request)) -> cython.
 @cython.exceptval(check=False)
 def link(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """Another name would take a file out of a rule: only what is plain gets one."""
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     verdict: Verdict
     source: uint64_t = cython.cast(cython.pointer(fuse_link_in), request.args).oldnodeid
-    error: cython.int = check_node(share, request, source, CHANGE)
+    error: cython.int = check_node(policing, request, source, CHANGE)
     if not error:
-        error = check_new(share, request, request.header.nodeid, 0, cython.address(verdict))
+        error = check_new(policing, request, request.header.nodeid, 0, cython.address(verdict))
     if not error:
-        error = go_on(share, request)
-    return error if error else admit_new(share, request, cython.address(verdict))
+        error = go_on(policing, request)
+    return error if error else admit_new(policing, request, cython.address(verdict))
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def remove(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     verdict: Verdict
-    error: cython.int = check_there(share, request, request.header.nodeid, 0, cython.address(verdict))
-    return error if error else go_on(share, request)
+    error: cython.int = check_there(policing, request, request.header.nodeid, 0, cython.address(verdict))
+    return error if error else go_on(policing, request)
 
 
 @cython.cfunc
@@ -452,34 +445,34 @@ def remove(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
 @cython.exceptval(check=False)
 def rename(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """A directory moves only to where the same holds for everything below it: else EXDEV, so that mv(1) copies."""
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     args: cython.pointer(fuse_rename2_in) = cython.cast(cython.pointer(fuse_rename2_in), request.args)
     flags: uint32_t = args.flags if request.header.opcode == FUSE_RENAME2 else 0
     old: Verdict
     new: Verdict
-    error: cython.int = check_there(share, request, request.header.nodeid, 0, cython.address(old))
+    error: cython.int = check_there(policing, request, request.header.nodeid, 0, cython.address(old))
     if not error:
-        error = check_new(share, request, args.newdir, 1, cython.address(new))
+        error = check_new(policing, request, args.newdir, 1, cython.address(new))
     if not error and flags & RENAME_EXCHANGE:
-        error = check_new(share, request, request.header.nodeid, 0, cython.address(old))
+        error = check_new(policing, request, request.header.nodeid, 0, cython.address(old))
         if not error:
-            error = check_there(share, request, args.newdir, 1, cython.address(new))
+            error = check_there(policing, request, args.newdir, 1, cython.address(new))
     if not error:
-        error = check_state(share, request, args.newdir, flags)
-    return error if error else go_on(share, request)
+        error = check_state(policing, request, args.newdir, flags)
+    return error if error else go_on(policing, request)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def check_state(
-    share: cython.pointer(Share), request: cython.pointer(Request), newdir: uint64_t, flags: uint32_t
+    policing: cython.pointer(Policing), request: cython.pointer(Request), newdir: uint64_t, flags: uint32_t
 ) -> cython.int:
     """0, or -EXDEV for a directory below which something else would hold at its new place."""
     status: statx_t
-    tables: cython.pointer(Tables) = policing_of(share).tables
-    mark: cython.pointer(Mark) = mark_of(share, request.header.nodeid)
-    target: cython.pointer(Mark) = mark_of(share, newdir)
+    tables: cython.pointer(Tables) = policing.tables
+    mark: cython.pointer(Mark) = mark_of(policing, request.header.nodeid)
+    target: cython.pointer(Mark) = mark_of(policing, newdir)
     below: uint32_t
     error: cython.int
     if mark == cython.NULL or target == cython.NULL:
@@ -489,9 +482,9 @@ def check_state(
         tables, target.state, request.names[1], request.name_sizes[1]
     ):
         return 0
-    error = stat_name(share, request.header.nodeid, request.names[0], cython.address(status))
+    error = stat_name(policing, request.header.nodeid, request.names[0], cython.address(status))
     if not error and not is_directory(status.stx_mode) and flags & RENAME_EXCHANGE:
-        error = stat_name(share, newdir, request.names[1], cython.address(status))
+        error = stat_name(policing, newdir, request.names[1], cython.address(status))
     if error:
         return error
     return -EXDEV if is_directory(status.stx_mode) else 0

@@ -8,8 +8,7 @@ from cython.cimports.libc.stdlib import free, malloc
 from cython.cimports.virtiofs.fs.passthrough.context import Share
 from cython.cimports.virtiofs.fs.passthrough.handles import Handle, handle_pin, handle_unpin
 from cython.cimports.virtiofs.fs.passthrough.host import ESTALE, O_ACCMODE, O_RDONLY, O_TRUNC, W_OK
-from cython.cimports.virtiofs.fs.passthrough.unopened import unopened
-from cython.cimports.virtiofs.fs.passthrough.verdicts import (
+from cython.cimports.virtiofs.fs.passthrough.marks import (
     ASK,
     DENY,
     HIDE,
@@ -17,25 +16,27 @@ from cython.cimports.virtiofs.fs.passthrough.verdicts import (
     READ_ONLY,
     STRICT,
     Mark,
+    Policing,
     answer_node,
     compare_ruled,
+    known_mark,
     mark_of,
-    policing_of,
     show_owner,
 )
+from cython.cimports.virtiofs.fs.passthrough.unopened import unopened
 from cython.cimports.virtiofs.fuse.layout import (
     FATTR_FH,
     FATTR_GID,
     FATTR_UID,
     FUSE_ATTR_DAX,
+    FUSE_GETATTR_FH,
     FUSE_IOCTL_DIR,
     fuse_access_in,
     fuse_attr,
     fuse_attr_out,
+    fuse_getattr_in,
     fuse_ioctl_in,
-    fuse_lseek_in,
     fuse_open_in,
-    fuse_read_in,
     fuse_setattr_in,
     fuse_statx_out,
 )
@@ -46,35 +47,35 @@ from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, load_ac
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def go_on(share: cython.pointer(Share), request: cython.pointer(Request)) -> cython.int:
+def go_on(policing: cython.pointer(Policing), request: cython.pointer(Request)) -> cython.int:
     """Do what was asked for."""
-    return policing_of(share).inner[request.header.opcode](share, request)
+    return policing.inner[request.header.opcode](policing.share, request)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def check_node(
-    share: cython.pointer(Share), request: cython.pointer(Request), nodeid: uint64_t, need: uint8_t
+    policing: cython.pointer(Policing), request: cython.pointer(Request), nodeid: uint64_t, need: uint8_t
 ) -> cython.int:
     """Whether a node may be used so: 0, a negative errno, or WOULD_BLOCK."""
-    mark: cython.pointer(Mark) = mark_of(share, nodeid)
+    mark: cython.pointer(Mark) = known_mark(policing, nodeid)
     verdict: uint64_t
     if mark == cython.NULL:
         return -ESTALE
-    if mark.compared != load_acquire_u32(cython.address(policing_of(share).ruled_count)) and compare_ruled(
-        share, nodeid, mark
+    if mark.compared != load_acquire_u32(cython.address(policing.ruled_count)) and compare_ruled(
+        policing, nodeid, mark
     ):
         return -ESTALE
     verdict = load_acquire_u64(cython.address(mark.verdict)) & STRICT
-    return refuse_node(share, request, mark, verdict, need) if verdict else 0
+    return refuse_node(policing, request, mark, verdict, need) if verdict else 0
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def refuse_node(
-    share: cython.pointer(Share),
+    policing: cython.pointer(Policing),
     request: cython.pointer(Request),
     mark: cython.pointer(Mark),
     verdict: uint64_t,
@@ -95,7 +96,7 @@ def refuse_node(
         return -EROFS
     if not verdict & ASK:
         return 0
-    answer = answer_node(share, request, mark)
+    answer = answer_node(policing, request, mark)
     if answer == NOT_YET:
         return WOULD_BLOCK
     return judge(answer, need)
@@ -117,49 +118,47 @@ def judge(answer: cython.int, need: uint8_t) -> cython.int:
 @cython.nogil
 @cython.exceptval(check=False)
 def use_node(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
-    error: cython.int = check_node(share, request, request.header.nodeid, USE)
-    return error if error else go_on(share, request)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
+    error: cython.int = check_node(policing, request, request.header.nodeid, USE)
+    return error if error else go_on(policing, request)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def change_node(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
-    error: cython.int = check_node(share, request, request.header.nodeid, CHANGE)
-    return error if error else go_on(share, request)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
+    error: cython.int = check_node(policing, request, request.header.nodeid, CHANGE)
+    return error if error else go_on(policing, request)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def read_node(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     mark: cython.pointer(Mark)
-    error: cython.int = check_node(share, request, request.header.nodeid, USE)
+    error: cython.int = check_node(policing, request, request.header.nodeid, USE)
     if error:
         return error
-    mark = mark_of(share, request.header.nodeid)
+    mark = mark_of(policing, request.header.nodeid)
     if mark != cython.NULL and mark.verdict & ASK and not request.no_wait:
-        return go_on_with_room(share, request, policing_of(share).inner[request.header.opcode])
-    return go_on(share, request)
+        return go_on_with_room(policing.share, request, policing.inner[request.header.opcode])
+    return go_on(policing, request)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def go_on_with_room(
-    share: cython.pointer(Share), request: cython.pointer(Request), serve: Handler
-) -> cython.int:
-    """Have `serve` answer, for a reply that has no room where this request may be served: in a thread of the pool."""
+def go_on_with_room(context: cython.p_void, request: cython.pointer(Request), serve: Handler) -> cython.int:
+    """Have `serve` answer with `context`, for a reply that has no room elsewhere: in a thread of the pool."""
     error: cython.int
     own: cython.pointer(uint8_t) = request.reply
     room: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), malloc(REPLY_ROOM))
     if room == cython.NULL:
         return -ENOMEM
     request.reply = room
-    error = serve(share, request)
+    error = serve(context, request)
     if not error and not request.in_place:
         scatter(room, cython.address(request.out), cython.address(request.out_count), request.reply_size)
         request.in_place = True
@@ -172,43 +171,22 @@ def go_on_with_room(
 @cython.nogil
 @cython.exceptval(check=False)
 def access(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     mask: uint32_t = cython.cast(cython.pointer(fuse_access_in), request.args).mask
     need: uint8_t = CHANGE if mask & W_OK else USE if mask else LOOK
-    error: cython.int = check_node(share, request, request.header.nodeid, need)
-    return error if error else go_on(share, request)
+    error: cython.int = check_node(policing, request, request.header.nodeid, need)
+    return error if error else go_on(policing, request)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
 def open_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     flags: uint32_t = cython.cast(cython.pointer(fuse_open_in), request.args).flags
     need: uint8_t = CHANGE if flags & O_ACCMODE != O_RDONLY or flags & O_TRUNC else USE
-    error: cython.int = check_node(share, request, request.header.nodeid, need)
-    return error if error else go_on(share, request)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def read(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    """What is read without having been opened is let through here."""
-    fh: uint64_t = cython.cast(cython.pointer(fuse_read_in), request.args).fh
-    if unopened(request, fh, False):
-        return use_node(context, request)
-    return go_on(cython.cast(cython.pointer(Share), context), request)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def lseek(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    fh: uint64_t = cython.cast(cython.pointer(fuse_lseek_in), request.args).fh
-    if unopened(request, fh, False):
-        return use_node(context, request)
-    return go_on(cython.cast(cython.pointer(Share), context), request)
+    error: cython.int = check_node(policing, request, request.header.nodeid, need)
+    return error if error else go_on(policing, request)
 
 
 @cython.cfunc
@@ -234,13 +212,13 @@ def node_of(
 @cython.exceptval(check=False)
 def ioctl(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """File flags can be set through a handle that is open for reading."""
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     args: cython.pointer(fuse_ioctl_in) = cython.cast(cython.pointer(fuse_ioctl_in), request.args)
-    nodeid: uint64_t = node_of(share, request, args.fh, args.flags & FUSE_IOCTL_DIR != 0)
+    nodeid: uint64_t = node_of(policing.share, request, args.fh, args.flags & FUSE_IOCTL_DIR != 0)
     error: cython.int = -EBADF
     if nodeid:
-        error = check_node(share, request, nodeid, CHANGE if args.in_size else USE)
-    return error if error else go_on(share, request)
+        error = check_node(policing, request, nodeid, CHANGE if args.in_size else USE)
+    return error if error else go_on(policing, request)
 
 
 @cython.cfunc
@@ -248,23 +226,25 @@ def ioctl(context: cython.p_void, request: cython.pointer(Request)) -> cython.in
 @cython.exceptval(check=False)
 def setupmapping(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """A mapping outlives every verdict, and most front ends map for writing: only what is plainly allowed is mapped."""
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     mark: cython.pointer(Mark)
-    error: cython.int = check_node(share, request, request.header.nodeid, LOOK)
+    error: cython.int = check_node(policing, request, request.header.nodeid, LOOK)
     if error:
         return error
-    mark = mark_of(share, request.header.nodeid)
+    mark = mark_of(policing, request.header.nodeid)
     if mark == cython.NULL or mark.verdict & STRICT:
         return -EACCES
-    return go_on(share, request)
+    return go_on(policing, request)
 
 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def show(share: cython.pointer(Share), verdict: uint64_t, attr: cython.pointer(fuse_attr)) -> cython.void:
+def show(
+    policing: cython.pointer(Policing), verdict: uint64_t, attr: cython.pointer(fuse_attr)
+) -> cython.void:
     """Attributes as the guest is to see them."""
-    show_owner(share, verdict, cython.address(attr.uid), cython.address(attr.gid))
+    show_owner(policing, verdict, cython.address(attr.uid), cython.address(attr.gid))
     if verdict & STRICT:
         attr.flags &= ~cython.cast(uint32_t, FUSE_ATTR_DAX)
 
@@ -272,12 +252,12 @@ def show(share: cython.pointer(Share), verdict: uint64_t, attr: cython.pointer(f
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def show_node(share: cython.pointer(Share), request: cython.pointer(Request)) -> cython.void:
+def show_node(policing: cython.pointer(Policing), request: cython.pointer(Request)) -> cython.void:
     """The same, in the reply of GETATTR or SETATTR."""
-    mark: cython.pointer(Mark) = mark_of(share, request.header.nodeid)
+    mark: cython.pointer(Mark) = mark_of(policing, request.header.nodeid)
     if mark != cython.NULL and mark.verdict:
         show(
-            share,
+            policing,
             mark.verdict,
             cython.address(cython.cast(cython.pointer(fuse_attr_out), request.reply).attr),
         )
@@ -287,12 +267,21 @@ def show_node(share: cython.pointer(Share), request: cython.pointer(Request)) ->
 @cython.nogil
 @cython.exceptval(check=False)
 def getattr(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
-    error: cython.int = check_node(share, request, request.header.nodeid, LOOK)
+    """Also of what was hidden after it was opened: Linux asks by the handle before it reads."""
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
+    args: cython.pointer(fuse_getattr_in) = cython.cast(cython.pointer(fuse_getattr_in), request.args)
+    error: cython.int = check_node(policing, request, request.header.nodeid, LOOK)
+    if (
+        error
+        and args.getattr_flags & FUSE_GETATTR_FH
+        and not unopened(request, args.fh, False)
+        and node_of(policing.share, request, args.fh, False) == request.header.nodeid
+    ):
+        error = 0
     if not error:
-        error = go_on(share, request)
+        error = go_on(policing, request)
     if not error:
-        show_node(share, request)
+        show_node(policing, request)
     return error
 
 
@@ -300,16 +289,16 @@ def getattr(context: cython.p_void, request: cython.pointer(Request)) -> cython.
 @cython.nogil
 @cython.exceptval(check=False)
 def statx_(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     out: cython.pointer(fuse_statx_out) = cython.cast(cython.pointer(fuse_statx_out), request.reply)
     mark: cython.pointer(Mark)
-    error: cython.int = check_node(share, request, request.header.nodeid, LOOK)
+    error: cython.int = check_node(policing, request, request.header.nodeid, LOOK)
     if not error:
-        error = go_on(share, request)
+        error = go_on(policing, request)
     if not error:
-        mark = mark_of(share, request.header.nodeid)
+        mark = mark_of(policing, request.header.nodeid)
         if mark != cython.NULL:
-            show_owner(share, mark.verdict, cython.address(out.stat.uid), cython.address(out.stat.gid))
+            show_owner(policing, mark.verdict, cython.address(out.stat.uid), cython.address(out.stat.gid))
     return error
 
 
@@ -318,31 +307,31 @@ def statx_(context: cython.p_void, request: cython.pointer(Request)) -> cython.i
 @cython.exceptval(check=False)
 def setattr(context: cython.p_void, request: cython.pointer(Request)) -> cython.int:
     """Also by a handle, of whatever file that is.  An owner that is shown can not be given away."""
-    share: cython.pointer(Share) = cython.cast(cython.pointer(Share), context)
+    policing: cython.pointer(Policing) = cython.cast(cython.pointer(Policing), context)
     args: cython.pointer(fuse_setattr_in) = cython.cast(cython.pointer(fuse_setattr_in), request.args)
     mark: cython.pointer(Mark)
     uid: uint32_t = args.uid
     gid: uint32_t = args.gid
     nodeid: uint64_t
-    error: cython.int = check_node(share, request, request.header.nodeid, CHANGE)
+    error: cython.int = check_node(policing, request, request.header.nodeid, CHANGE)
     if error:
         return error
     if args.valid & FATTR_FH:
-        nodeid = node_of(share, request, args.fh, False)
+        nodeid = node_of(policing.share, request, args.fh, False)
         if nodeid and nodeid != request.header.nodeid:
-            error = check_node(share, request, nodeid, CHANGE)
+            error = check_node(policing, request, nodeid, CHANGE)
             if error:
                 return error
-    mark = mark_of(share, request.header.nodeid)
+    mark = mark_of(policing, request.header.nodeid)
     if mark != cython.NULL and args.valid & (FATTR_UID | FATTR_GID):
-        show_owner(share, mark.verdict, cython.address(uid), cython.address(gid))
+        show_owner(policing, mark.verdict, cython.address(uid), cython.address(gid))
         if (args.valid & FATTR_UID and uid != args.uid) or (args.valid & FATTR_GID and gid != args.gid):
             return -EPERM
-        if mark.verdict & policing_of(share).has_uid:
+        if mark.verdict & policing.has_uid:
             args.valid &= ~cython.cast(uint32_t, FATTR_UID)
-        if mark.verdict & policing_of(share).has_gid:
+        if mark.verdict & policing.has_gid:
             args.valid &= ~cython.cast(uint32_t, FATTR_GID)
-    error = go_on(share, request)
+    error = go_on(policing, request)
     if not error:
-        show_node(share, request)
+        show_node(policing, request)
     return error

@@ -11,7 +11,7 @@ from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.virtiofs.fs.passthrough.descriptors import birth_of, device_of, known_mount
 from cython.cimports.virtiofs.fs.passthrough.host import pthread_mutex_lock, pthread_mutex_unlock, statx_t
 from cython.cimports.virtiofs.fs.passthrough.inodes import Store
-from cython.cimports.virtiofs.fs.passthrough.verdicts import Policing, Ruled
+from cython.cimports.virtiofs.fs.passthrough.marks import Policing, Ruled
 from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_release_u32
 
 

@@ -4,7 +4,7 @@ from virtiofs.fs.filesystem cimport Filesystem
 from virtiofs.fs.passthrough.account cimport Quota
 from virtiofs.fs.passthrough.audit cimport Audit
 from virtiofs.fs.passthrough.context cimport Ownership, Share
-from virtiofs.fs.passthrough.verdicts cimport Verdicts
+from virtiofs.fs.passthrough.policy cimport Policies
 from virtiofs.metadata.copy cimport Copy
 
 cdef class Passthrough(Filesystem):
@@ -13,7 +13,7 @@ cdef class Passthrough(Filesystem):
     cdef uint64_t records_size
     cdef readonly str directory
     cdef Quota quota
-    cdef Verdicts verdicts
+    cdef readonly Policies policies
     cdef Audit audit
     cdef Copy copy               # what `share.shown` leads into
     cdef object window           # what the share's pointer leads to

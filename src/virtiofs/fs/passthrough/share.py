@@ -94,12 +94,11 @@ from cython.cimports.virtiofs.fs.passthrough.names import (
     unlink,
 )
 from cython.cimports.virtiofs.fs.passthrough.opening import create, open_, tmpfile
-from cython.cimports.virtiofs.fs.passthrough.policy import enforce
+from cython.cimports.virtiofs.fs.passthrough.policy import Policies
 from cython.cimports.virtiofs.fs.passthrough.quota import count_growth
 from cython.cimports.virtiofs.fs.passthrough.removed import store_count
 from cython.cimports.virtiofs.fs.passthrough.single import show_only
 from cython.cimports.virtiofs.fs.passthrough.trust import NO_LIMIT, trust_table
-from cython.cimports.virtiofs.fs.passthrough.verdicts import Verdicts
 from cython.cimports.virtiofs.fs.passthrough.versions import show_versions
 from cython.cimports.virtiofs.fs.passthrough.xattrmap import to_host_name, xattr_map_free, xattr_map_init
 from cython.cimports.virtiofs.fs.passthrough.xattrs import getxattr_, listxattr_, removexattr_, setxattr_
@@ -108,6 +107,7 @@ from cython.cimports.virtiofs.metadata.copy import Copy
 from cython.cimports.virtiofs.metadata.table import Table
 
 from virtiofs.fs.passthrough.xattrrules import USER_ONLY
+from virtiofs.fs.policy.reloading import decode
 
 MAGIC = cython.declare(uint64_t, 0x3173666F69747269)  # "irtiofs1"
 VERSION = cython.declare(uint64_t, 1)
@@ -366,9 +366,8 @@ class Passthrough(Filesystem):
             self.init_flags &= ~READDIRPLUS_FLAGS
             show_only(share, self.table)
         if policy is not None:
-            self.verdicts = Verdicts(policy, log)
-            self.verdicts.begin(share)
-            enforce(share, self.table)
+            self.policies = Policies(log)
+            self.policies.begin(share, self.table, policy)
         if audit is not None:
             self.audit = audit
             audit.begin(share, self.table)
@@ -608,6 +607,33 @@ class Passthrough(Filesystem):
             removed = is_removed(cython.address(self.share.inodes), node)
         return removed
 
+    def prepare_policy(self, encoded: bytes) -> None:
+        """Make another policy ready.  Raises `ValueError`, `OSError` and `MemoryError`."""
+        if self.policies is None:
+            raise ValueError("this share was started without a policy; start it with one")
+        self.policies.prepare(decode(encoded, self.policies.policy))
+
+    def use_policy(self) -> None:
+        """Let the policy that was made ready hold for requests that begin from now on.  Raises `OSError`."""
+        self.policies.use()
+
+    def verdicts_of(self, nodes: list) -> list:
+        """What the policy says of nodes that the guest knows, as bits; -1 of one that no path leads to."""
+        return self.policies.judge(nodes)
+
+    def place_of(self, nodeid: int) -> tuple[int, bytes] | None:
+        """The node of the directory, and the name there, where the host's kernel says that a file is."""
+        path = self.path_of(nodeid)
+        if path is None or path == "/":
+            return None
+        directory, name = os.path.split(path)
+        try:
+            status = os.stat(directory.strip("/") or ".", dir_fd=self.share.root, follow_symlinks=False)
+        except OSError:
+            return None
+        nodes = self.nodes_of(status.st_dev, status.st_ino)
+        return (nodes[0], os.fsencode(name)) if nodes else None
+
     def statistics(self) -> dict[str, int]:
         """Inodes and handles the guest holds, descriptors in the pool and how often one was taken from it."""
         return {
@@ -615,7 +641,7 @@ class Passthrough(Filesystem):
             "handles": self.share.handles.live,
             "descriptors": self.share.inodes.pool_size,
             "evictions": self.share.inodes.evictions,
-            **({} if self.verdicts is None else self.verdicts.statistics()),
+            **({} if self.policies is None else self.policies.statistics()),
         }
 
 

@@ -1,26 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy says of each inode that the guest knows, kept beside the inode store.
-
-A *mark* belongs to the record of the same index, and holds for one life of it: whoever asks by a node id that has no
-mark yet, because its look-up is not done or was refused, is told ESTALE.  A mark is written under a lock and read
-without one.
-
-Of a file with several names the strictest verdict that was met counts (`Ruled`), and it follows the file as its
-identity: device, inode number and birth time.
-
-A guest can not change what holds below a directory (policy.py refuses such a rename), but the host can: the path of
-a directory is looked at again when it is used a second after the last time.
+"""A policy (`policy.rules.Policy`) as what compiled code decides by, for one worker: its tables, its marks
+(`marks.py`), and the files that it names (`ruled.py`).
 """
 
 import os
 import stat
 
 import cython
-from cython.cimports.libc.errno import EACCES, EIO, ENOMEM, errno
-from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
-from cython.cimports.libc.stdio import snprintf
-from cython.cimports.libc.stdlib import calloc, free, malloc
-from cython.cimports.libc.string import memcmp, memcpy, strlen
+from cython.cimports.libc.errno import errno
+from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.posix.mman import (
     MAP_ANONYMOUS,
     MAP_FAILED,
@@ -31,56 +20,40 @@ from cython.cimports.posix.mman import (
     mmap,
     munmap,
 )
-from cython.cimports.posix.time import clock_gettime, timespec
 from cython.cimports.virtiofs.fs.passthrough.context import Share
-from cython.cimports.virtiofs.fs.passthrough.descriptors import device_of, inode_descriptor
 from cython.cimports.virtiofs.fs.passthrough.host import (
-    AT_EMPTY_PATH,
-    AT_NO_AUTOMOUNT,
     AT_SYMLINK_NOFOLLOW,
-    ESTALE,
     S_IFDIR,
     S_IFMT,
     pthread_mutex_init,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
-    readlinkat,
     statx,
     statx_t,
 )
-from cython.cimports.virtiofs.fs.passthrough.inodes import (
-    IDENTITY_MASK,
-    ROOT_INDEX,
-    Inode,
-    inode_pin,
-    inode_unpin,
-    node_id,
+from cython.cimports.virtiofs.fs.passthrough.inodes import IDENTITY_MASK, ROOT_INDEX, node_id
+from cython.cimports.virtiofs.fs.passthrough.marks import (
+    DENY,
+    FIRST_OWNER,
+    FOLLOWS,
+    HIDE,
+    READ_ONLY,
+    Mark,
+    Policing,
+    Ruled,
+    set_mark,
 )
-from cython.cimports.virtiofs.fs.passthrough.ruled import rule_file, ruled_verdict
-from cython.cimports.virtiofs.fs.policy.matcher import NO_STATE, Matcher, Verdict, name_verdict, state_below
-from cython.cimports.virtiofs.fuse.layout import FUSE_SETLK, FUSE_SETLKW
-from cython.cimports.virtiofs.fuse.request import Request
-from cython.cimports.virtiofs.virtqueue.atomics import (
-    load_acquire_u32,
-    load_acquire_u64,
-    load_u32,
-    store_release_u32,
-    store_release_u64,
-    store_u32,
-    store_u64,
-)
+from cython.cimports.virtiofs.fs.passthrough.ruled import rule_file
+from cython.cimports.virtiofs.fs.policy.matcher import Matcher
+from cython.cimports.virtiofs.fuse.request import Handler
 
 from virtiofs.fs.policy.asking import Asker
 from virtiofs.fs.policy.rules import patterns_of
 
-PATH_ROOM = cython.declare(cython.int, 4096)
-LOOK_AGAIN = cython.declare(int64_t, 1_000_000_000)
 FIRST_RULED = cython.declare(uint32_t, 1024)
 
 
 @cython.cclass
 class Verdicts:
-    """What `policy` (`policy.rules.Policy`) says of a share, for one worker.  `log` is given what goes wrong in asking.
+    """What `policy` says of a share.  `log` is given what goes wrong in asking.
 
     Raises `ValueError` for patterns that make no sense, and `MemoryError`.
     """
@@ -118,10 +91,16 @@ class Verdicts:
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def begin(self, share: cython.pointer(Share)) -> cython.int:
-        """Make the marks, with the root's, and find the files whose rules follow them.  Raises `OSError`."""
+    def begin(
+        self, share: cython.pointer(Share), inner: cython.pointer(Handler), late: cython.bint
+    ) -> cython.int:
+        """Make the marks, with the root's, and find the files whose rules follow them.  `inner`: what does what is
+        allowed.  `late`: the guest knows files already.  Raises `OSError`.
+        """
         policing: cython.pointer(Policing) = cython.address(self.policing)
-        share.policing = policing
+        policing.share = share
+        policing.inner = inner
+        policing.late = late
         limit: cython.size_t = share.inodes.limit + 1
         where: cython.p_void = mmap(
             cython.NULL,
@@ -136,7 +115,7 @@ class Verdicts:
         policing.marks = cython.cast(cython.pointer(Mark), where)
         policing.limit = limit
         if set_mark(
-            share,
+            policing,
             node_id(cython.address(share.inodes), cython.address(share.inodes.inodes[ROOT_INDEX])),
             True,
             0,
@@ -146,15 +125,16 @@ class Verdicts:
             0,
         ):
             raise MemoryError
-        self.follow_files(share)
+        self.follow_files()
         if self.policy.scan:
-            self.look_through(share)
+            self.look_through()
         return 0
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def follow_files(self, share: cython.pointer(Share)) -> cython.int:
+    def follow_files(self) -> cython.int:
         """Note the files that the policy names.  Raises `OSError` for one that is not there."""
+        share: cython.pointer(Share) = self.policing.share
         status: statx_t
         for bit, paths in (
             (HIDE, self.policy.hidden_files),
@@ -178,8 +158,9 @@ class Verdicts:
 
     @cython.cfunc
     @cython.exceptval(-1)
-    def look_through(self, share: cython.pointer(Share)) -> cython.int:
+    def look_through(self) -> cython.int:
         """Note every file that has several names, one of which has a rule.  Raises `OSError`."""
+        share: cython.pointer(Share) = self.policing.share
         status: statx_t
         for where, _, names, fd in os.fwalk(".", dir_fd=share.root, onerror=refuse):
             for name in names:
@@ -216,418 +197,3 @@ class Verdicts:
 
 def refuse(error: OSError) -> None:
     raise error
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def policing_of(share: cython.pointer(Share)) -> cython.pointer(Policing):
-    return cython.cast(cython.pointer(Policing), share.policing)
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def coarse_now() -> int64_t:
-    """The monotonic clock as of the last tick, which costs next to nothing (ns)."""
-    time: timespec
-    clock_gettime(CLOCK_MONOTONIC_COARSE, cython.address(time))
-    return cython.cast(int64_t, time.tv_sec) * 1000000000 + time.tv_nsec
-
-
-# --- marks ---
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def mark_of(share: cython.pointer(Share), nodeid: uint64_t) -> cython.pointer(Mark):
-    """The mark of a node id, or NULL."""
-    policing: cython.pointer(Policing) = policing_of(share)
-    index: uint32_t = cython.cast(uint32_t, nodeid)
-    mark: cython.pointer(Mark)
-    if index >= policing.limit:
-        return cython.NULL
-    mark = cython.address(policing.marks[index])
-    if load_acquire_u32(cython.address(mark.life)) != cython.cast(uint32_t, (nodeid >> 32) + 1):
-        return cython.NULL
-    return mark
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def set_mark(
-    share: cython.pointer(Share),
-    nodeid: uint64_t,
-    directory: cython.bint,
-    state: uint32_t,
-    verdict: uint64_t,
-    parent: uint64_t,
-    name: cython.pointer(cython.const[cython.char]),
-    size: uint32_t,
-) -> cython.int:
-    """Note what holds for an inode that was found under `name` in `parent`: 0 or a negative errno.
-
-    What was found strictly under another name stays so, but for a directory, which has one.
-    """
-    policing: cython.pointer(Policing) = policing_of(share)
-    mark: cython.pointer(Mark) = mark_of(share, nodeid)
-    life: uint32_t = cython.cast(uint32_t, (nodeid >> 32) + 1)
-    kept: cython.p_char = cython.NULL
-    error: cython.int
-    if (
-        mark != cython.NULL
-        and load_acquire_u64(cython.address(mark.verdict)) == verdict
-        and mark.state == state
-        and not verdict & ASK
-        and not directory
-    ):
-        return 0
-    if verdict & ASK and name != cython.NULL:
-        error = keep_path(share, parent, name, size, cython.address(kept))
-        if error:
-            return error
-    pthread_mutex_lock(cython.address(policing.lock))
-    mark = cython.address(policing.marks[cython.cast(uint32_t, nodeid)])
-    if mark.life != life:
-        mark.until = mark.answer = 0
-        store_u32(cython.address(mark.compared), 0)
-    elif not directory:
-        verdict |= mark.verdict & STRICT
-    if kept != cython.NULL:
-        free(mark.path)
-        mark.path = kept
-        if cython.cast(uint32_t, nodeid) >= policing.named:
-            policing.named = cython.cast(uint32_t, nodeid) + 1
-    store_u32(cython.address(mark.state), state)
-    store_u64(cython.address(mark.checked), coarse_now())
-    store_release_u64(cython.address(mark.verdict), verdict)
-    store_release_u32(cython.address(mark.life), life)
-    pthread_mutex_unlock(cython.address(policing.lock))
-    return 0
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def compare_ruled(share: cython.pointer(Share), nodeid: uint64_t, mark: cython.pointer(Mark)) -> cython.int:
-    """Compare an inode with the files that have a rule of their own, if there are new ones: 0 or -ESTALE."""
-    policing: cython.pointer(Policing) = policing_of(share)
-    count: uint32_t = load_acquire_u32(cython.address(policing.ruled_count))
-    inode: cython.pointer(Inode)
-    verdict: uint64_t
-    if load_u32(cython.address(mark.compared)) == count:
-        return 0
-    inode = inode_pin(cython.address(share.inodes), nodeid)
-    if inode == cython.NULL:
-        return -ESTALE
-    verdict = ruled_verdict(policing, inode.dev, inode.ino, inode.born)
-    pthread_mutex_lock(cython.address(policing.lock))
-    store_release_u64(cython.address(mark.verdict), mark.verdict | verdict)
-    store_release_u32(cython.address(mark.compared), count)
-    pthread_mutex_unlock(cython.address(policing.lock))
-    inode_unpin(cython.address(share.inodes), inode)
-    return 0
-
-
-# --- directories, and where they are ---
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def directory_mark(
-    share: cython.pointer(Share), nodeid: uint64_t, mark: cython.pointer(cython.pointer(Mark))
-) -> cython.int:
-    """The mark of a directory, with a state that is right: 0 or a negative errno."""
-    error: cython.int = 0
-    time: int64_t
-    mark[0] = mark_of(share, nodeid)
-    if mark[0] == cython.NULL:
-        return -ESTALE
-    if cython.cast(uint32_t, nodeid) == ROOT_INDEX:
-        return 0
-    time = coarse_now()
-    if time - cython.cast(int64_t, load_acquire_u64(cython.address(mark[0].checked))) > LOOK_AGAIN:
-        error = look_again(share, nodeid, mark[0], time)
-    return error
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def look_again(
-    share: cython.pointer(Share), nodeid: uint64_t, mark: cython.pointer(Mark), time: int64_t
-) -> cython.int:
-    """Find the path of a directory, and what holds there: 0 or a negative errno.
-
-    A path that has no room (4095 bytes) leaves what was known by walking there; so does a directory that was removed.
-    """
-    path: cython.char[4096]
-    size: cython.Py_ssize_t
-    fd: cython.int
-    error: cython.int = 0
-    status: statx_t
-    state: uint32_t = 0
-    verdict: uint64_t = 0
-    inode: cython.pointer(Inode) = inode_pin(cython.address(share.inodes), nodeid)
-    if inode == cython.NULL:
-        return -ESTALE
-    fd = inode_descriptor(cython.address(share.inodes), inode)
-    if fd < 0:
-        inode_unpin(cython.address(share.inodes), inode)
-        return fd
-    size = path_of(share, fd, path)
-    if size >= 0:
-        if (
-            statx(
-                share.root, path, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, IDENTITY_MASK, cython.address(status)
-            )
-            != 0
-            or status.stx_ino != inode.ino
-            or device_of(cython.address(status)) != inode.dev
-        ):
-            # Removed, or moved out of the share.
-            if (
-                statx(fd, b"", AT_EMPTY_PATH, IDENTITY_MASK, cython.address(status)) != 0
-                or status.stx_nlink != 0
-            ):
-                error = -ESTALE
-        elif not walk(share, path, size, cython.address(state), cython.address(verdict)):
-            error = -EIO
-        else:
-            pthread_mutex_lock(cython.address(policing_of(share).lock))
-            store_u32(cython.address(mark.state), state)
-            store_release_u64(cython.address(mark.verdict), verdict)
-            pthread_mutex_unlock(cython.address(policing_of(share).lock))
-    inode_unpin(cython.address(share.inodes), inode)
-    if not error:
-        store_u64(cython.address(mark.checked), time)
-    return error
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def path_of(share: cython.pointer(Share), fd: cython.int, path: cython.p_char) -> cython.Py_ssize_t:
-    """The path of an open directory, relative to the shared one, into `path` (PATH_ROOM bytes): its size, -1 if it has
-    no room, or 0 for what is not below the shared directory.
-    """
-    name: cython.char[16]
-    root: cython.char[4096]
-    size: cython.Py_ssize_t
-    prefix: cython.Py_ssize_t
-    snprintf(name, 16, b"%d", fd)
-    size = readlinkat(share.proc, name, path, PATH_ROOM)
-    snprintf(name, 16, b"%d", share.root)
-    prefix = readlinkat(share.proc, name, root, PATH_ROOM)
-    if size < 0 or size >= PATH_ROOM or prefix < 0 or prefix >= PATH_ROOM:
-        return -1
-    if prefix == 1:
-        prefix = 0  # the root of everything
-    if size <= prefix + 1 or memcmp(path, root, prefix) != 0 or path[prefix] != ord("/"):
-        path[0] = 0
-        return 0
-    size -= prefix + 1
-    memcpy(root, path + prefix + 1, size)
-    memcpy(path, root, size)
-    path[size] = 0
-    return size
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def walk(
-    share: cython.pointer(Share),
-    path: cython.p_char,
-    size: cython.Py_ssize_t,
-    state: cython.pointer(uint32_t),
-    verdict: cython.pointer(uint64_t),
-) -> cython.bint:
-    """State and verdict of the directory at `path`.  False if there is no room for a state."""
-    found: Verdict
-    start: cython.Py_ssize_t = 0
-    end: cython.Py_ssize_t
-    state[0] = 0
-    while start < size:
-        end = start
-        while end < size and path[end] != ord("/"):
-            end += 1
-        name_verdict(policing_of(share).tables, state[0], path + start, end - start, cython.address(found))
-        verdict[0] = found.directory
-        state[0] = state_below(policing_of(share).tables, state[0], path + start, end - start)
-        if state[0] == NO_STATE:
-            return False
-        start = end + 1
-    return True
-
-
-# --- asking ---
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def may_wait(request: cython.pointer(Request)) -> cython.bint:
-    """Whether this thread may wait for an answer.  A security context stays on the queue's thread (pool.py), and so
-    does what may be set aside (waiting.py).
-    """
-    return (
-        not request.no_wait
-        or request.context_name != cython.NULL
-        or request.header.opcode in (FUSE_SETLK, FUSE_SETLKW)
-    )
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def answer_node(
-    share: cython.pointer(Share), request: cython.pointer(Request), mark: cython.pointer(Mark)
-) -> cython.int:
-    """What the policy's function says of an inode: bits of a verdict, a negative errno, or NOT_YET."""
-    policing: cython.pointer(Policing) = policing_of(share)
-    path: cython.char[4096]
-    answer: cython.int
-    size: cython.Py_ssize_t
-    until: int64_t = 0
-    if cython.cast(int64_t, load_acquire_u64(cython.address(mark.until))) > coarse_now():
-        return mark.answer
-    if not may_wait(request):
-        return NOT_YET
-    pthread_mutex_lock(cython.address(policing.lock))
-    if mark.path == cython.NULL:
-        pthread_mutex_unlock(cython.address(policing.lock))
-        return -EACCES
-    size = strlen(mark.path)
-    memcpy(path, mark.path, size)
-    pthread_mutex_unlock(cython.address(policing.lock))
-    with cython.gil:
-        answer = call_asker(policing, path, size, cython.address(until))
-    pthread_mutex_lock(cython.address(policing.lock))
-    mark.answer = answer
-    store_release_u64(cython.address(mark.until), coarse_now() + until if until else 0)
-    pthread_mutex_unlock(cython.address(policing.lock))
-    return answer
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def answer_name(
-    share: cython.pointer(Share),
-    request: cython.pointer(Request),
-    parent: uint64_t,
-    name: cython.pointer(cython.const[cython.char]),
-    size: uint32_t,
-) -> cython.int:
-    """As `answer_node`, of a name in a directory."""
-    until: int64_t = 0
-    path: cython.char[4096]
-    length: cython.Py_ssize_t
-    answer: cython.int
-    if not may_wait(request):
-        return NOT_YET
-    length = path_below(share, parent, name, size, path)
-    if length < 0:
-        return length
-    with cython.gil:
-        answer = call_asker(policing_of(share), path, length, cython.address(until))
-    return answer
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def path_below(
-    share: cython.pointer(Share),
-    parent: uint64_t,
-    name: cython.pointer(cython.const[cython.char]),
-    size: uint32_t,
-    path: cython.p_char,
-) -> cython.Py_ssize_t:
-    """The path of a name in a directory into `path` (PATH_ROOM bytes): its size, or a negative errno."""
-    length: cython.Py_ssize_t = 0
-    fd: cython.int
-    inode: cython.pointer(Inode)
-    if cython.cast(uint32_t, parent) != ROOT_INDEX:
-        inode = inode_pin(cython.address(share.inodes), parent)
-        if inode == cython.NULL:
-            return -ESTALE
-        fd = inode_descriptor(cython.address(share.inodes), inode)
-        length = fd if fd < 0 else path_of(share, fd, path)
-        inode_unpin(cython.address(share.inodes), inode)
-        if length <= 0 or length + size + 2 > PATH_ROOM:
-            return -EACCES
-        path[length] = ord("/")
-        length += 1
-    memcpy(path + length, name, size)
-    return length + size
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def keep_path(
-    share: cython.pointer(Share),
-    parent: uint64_t,
-    name: cython.pointer(cython.const[cython.char]),
-    size: uint32_t,
-    kept: cython.pointer(cython.p_char),
-) -> cython.int:
-    """A copy of the path of a name in a directory, to be freed: 0 or a negative errno."""
-    path: cython.char[4096]
-    length: cython.Py_ssize_t = path_below(share, parent, name, size, path)
-    if length < 0:
-        return length
-    kept[0] = cython.cast(cython.p_char, malloc(length + 1))
-    if kept[0] == cython.NULL:
-        return -ENOMEM
-    memcpy(kept[0], path, length)
-    kept[0][length] = 0
-    return 0
-
-
-@cython.cfunc
-@cython.exceptval(check=False)
-def call_asker(
-    policing: cython.pointer(Policing),
-    path: cython.p_char,
-    size: cython.Py_ssize_t,
-    holds: cython.pointer(int64_t),
-) -> cython.int:
-    try:
-        answer, nanoseconds = cython.cast(object, policing.asker).ask(path[:size])
-        holds[0] = nanoseconds
-        return answer
-    except BaseException:
-        return -EIO
-
-
-# --- whose files are ---
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def show_owner(
-    share: cython.pointer(Share),
-    verdict: uint64_t,
-    uid: cython.pointer(uint32_t),
-    gid: cython.pointer(uint32_t),
-) -> cython.void:
-    """Put the owner that is shown in place of what is there.  The last list that has one decides."""
-    policing: cython.pointer(Policing) = policing_of(share)
-    users: uint64_t = verdict & policing.has_uid
-    groups: uint64_t = verdict & policing.has_gid
-    index: cython.int = MOST_LISTS - 1
-    while index >= FIRST_OWNER and (users or groups):
-        if users >> index & 1:
-            uid[0] = policing.uids[index]
-            users = 0
-        if groups >> index & 1:
-            gid[0] = policing.gids[index]
-            groups = 0
-        index -= 1

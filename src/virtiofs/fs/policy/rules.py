@@ -6,8 +6,10 @@ docs/policy.md says what each list does to a guest.
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from virtiofs.fs.policy.patterns import Pattern, parse
@@ -19,6 +21,14 @@ FIRST_OWNER = len(LISTS)
 MOST_OWNERS = 64 - FIRST_OWNER
 MOST_ID = 0xFFFFFFFE
 MOST_PATIENCE = 60.0
+
+
+class PolicyError(ValueError):
+    """What a policy says makes no sense.  `words`: what stands in the line of its file that is to blame."""
+
+    def __init__(self, reason: str, *words: str):
+        super().__init__(reason)
+        self.words = words
 
 
 class Owner(NamedTuple):
@@ -48,9 +58,12 @@ class Policy:
     scan: bool = False
     patience: float = 5.0
     keep_answers: float = 1.0
-    # Noted when it is loaded: what the class opened, and the files that it was read from.
+    # Noted when it is loaded: what the class opened, the files that it was read from, what its file calls ask-with, and
+    # the attributes it had before its file's were added.
     descriptors: Sequence[int] = ()
     sources: Sequence[str] = ()
+    asked_with: str | None = None
+    made: Mapping[str, Any] = MappingProxyType({})
 
     def ask(self, path: str) -> object:
         """What the guest may do with `path`, which a pattern of `ask_about` matches: "allow", "read-only" or "deny".
@@ -76,11 +89,19 @@ KEYS = {
 FILE_KEYS = {"hide": "hidden_files", "deny": "denied_files", "read-only": "read_only_files"}
 
 
-def load(text: str) -> Policy:
-    """The policy of "file.toml", "module:Class" or "file.py:Class".  Raises `ValueError`."""
+def load(text: str, before: Policy | None = None) -> Policy:
+    """The policy of "file.toml", "module:Class" or "file.py:Class".  Raises `ValueError` with the line and the reason.
+
+    `before`: what the same text was when it was loaded the last time.  Nothing is imported again, so a class can not
+    be loaded again.
+    """
     from virtiofs.fs.python.loading import names_class
 
     if names_class(text):
+        if before is not None:
+            raise ValueError(
+                f"{text} is a class, which is loaded at the start only; what is to change belongs into a TOML file"
+            )
         return load_class(text)
     try:
         with open(text, encoding="utf-8") as file:
@@ -90,12 +111,21 @@ def load(text: str) -> Policy:
     except UnicodeDecodeError:
         raise ValueError(f"the policy {text} is not UTF-8") from None
     try:
-        policy = from_toml(content, os.path.dirname(os.path.abspath(text)))
+        policy = from_toml(content, os.path.dirname(os.path.abspath(text)), before)
         check(policy)
     except ValueError as error:
-        raise ValueError(f"{text}: {error}") from None
-    policy.sources = (*policy.sources, text)
+        raise ValueError(f"{text}: {line_of(content, error)}{error}") from None
+    policy.sources = (*policy.sources, text) if before is None else before.sources
     return policy
+
+
+def line_of(content: str, error: ValueError) -> str:
+    """Where in a file the reason for an error is, as it is put before that; "" where that can not be told."""
+    words = error.words if isinstance(error, PolicyError) else ()
+    for number, line in enumerate(content.splitlines(), 1):
+        if words and not line.lstrip().startswith("#") and all(word in line for word in words):
+            return f"line {number}: "
+    return ""
 
 
 def load_class(text: str) -> Policy:
@@ -119,33 +149,46 @@ def load_class(text: str) -> Policy:
     return policy
 
 
-def from_toml(content: str, directory: str = ".") -> Policy:
-    """The policy in the text of a TOML file that lies in `directory`.  Raises `ValueError`."""
+def from_toml(content: str, directory: str = ".", before: Policy | None = None) -> Policy:
+    """The policy in the text of a TOML file that lies in `directory`; `before` as for `load`.  Raises `ValueError`."""
     import tomllib
 
     found: dict[str, Any] = tomllib.loads(content)
     asker = found.pop("ask-with", None)
     if asker is not None and not isinstance(asker, str):
-        raise ValueError("ask-with names a class, as file.py:Class")
-    policy = Policy() if asker is None else load_class(below(directory, asker))
+        raise PolicyError("ask-with names a class, as file.py:Class", "ask-with")
+    if before is None:
+        policy = Policy() if asker is None else load_class(below(directory, asker))
+        policy.made = dict(vars(policy))
+    elif asker == before.asked_with:
+        policy = copy.copy(before)
+        vars(policy).clear()
+        vars(policy).update(before.made, made=before.made)
+    else:
+        raise PolicyError(
+            "who is asked is loaded at the start only: leave ask-with as it was, or start the daemon again",
+            "ask-with",
+        )
+    policy.asked_with = asker
     owners = found.pop("owner", [])
     files = found.pop("inode", {})
     for key, value in found.items():
         if key not in KEYS:
             known = ", ".join((*KEYS, "ask-with", "[[owner]]", "[inode]"))
-            raise ValueError(f"there is no key {key!r}; there are {known}")
+            raise PolicyError(f"there is no key {key!r}; there are {known}", key)
         setattr(policy, KEYS[key], value)
     if not isinstance(owners, list) or not all(isinstance(owner, dict) for owner in owners):
-        raise ValueError("owners are tables: [[owner]]")
+        raise PolicyError("owners are tables: [[owner]]", "owner")
     made = []
     for owner in owners:
-        if set(owner) - {"patterns", "uid", "gid"}:
-            raise ValueError("an [[owner]] has the keys patterns, uid and gid")
+        unknown = set(owner) - {"patterns", "uid", "gid"}
+        if unknown:
+            raise PolicyError("an [[owner]] has the keys patterns, uid and gid", min(unknown))
         made.append(Owner(owner.get("patterns", ()), owner.get("uid"), owner.get("gid")))
     if made:
         policy.owners = made
     if not isinstance(files, dict) or set(files) - set(FILE_KEYS):
-        raise ValueError(f"[inode] has the keys {', '.join(FILE_KEYS)}")
+        raise PolicyError(f"[inode] has the keys {', '.join(FILE_KEYS)}", "[inode]")
     for key, value in files.items():
         setattr(policy, FILE_KEYS[key], value)
     return policy
@@ -161,25 +204,28 @@ def check(policy: Policy) -> None:
     """Raises `ValueError` for what makes no sense."""
     patterns_of(policy)
     for key, attribute in FILE_KEYS.items():
-        for path in strings(getattr(policy, attribute), f"the key {key} of [inode]"):
+        for path in strings(getattr(policy, attribute), f"of [inode], {key}"):
             if any(part in ("", ".", "..") for part in path.strip("/").split("/")):
-                raise ValueError(f"a file is named by its path below the shared directory, not {path!r}")
+                raise PolicyError(
+                    f"a file is named by its path below the shared directory, not {path!r}", path
+                )
     for owner in policy.owners:
-        for one in (owner.uid, owner.gid):
+        for key, one in (("uid", owner.uid), ("gid", owner.gid)):
             if one is not None and (
                 isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= MOST_ID
             ):
-                raise ValueError(f"an owner is a number from 0 to {MOST_ID}, not {one!r}")
+                raise PolicyError(f"an owner is a number from 0 to {MOST_ID}, not {one!r}", key, str(one))
         if owner.uid is None and owner.gid is None:
-            raise ValueError("an owner has a uid, a gid, or both")
+            raise PolicyError("an owner has a uid, a gid, or both", "[[owner]]")
     if not isinstance(policy.scan, bool):
-        raise ValueError(f"scan is true or false, not {policy.scan!r}")
+        raise PolicyError(f"scan is true or false, not {policy.scan!r}", "scan")
     for name, most in (("patience", MOST_PATIENCE), ("keep_answers", float("inf"))):
         number = getattr(policy, name)
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= most:
-            raise ValueError(f"{name.replace('_', '-')} is a number of seconds, not {number!r}")
+            key = name.replace("_", "-")
+            raise PolicyError(f"{key} is a number of seconds, not {number!r}", key)
     if policy.ask_about and type(policy).ask is Policy.ask:
-        raise ValueError("who is to be asked? ask needs ask-with, a class with a method `ask`")
+        raise PolicyError("who is to be asked? ask needs ask-with, a class with a method `ask`", "ask")
 
 
 def strings(value: object, what: str) -> Sequence[str]:
@@ -188,7 +234,7 @@ def strings(value: object, what: str) -> Sequence[str]:
         or not isinstance(value, Sequence)
         or not all(isinstance(x, str) for x in value)
     ):
-        raise ValueError(f"{what} is a list of strings, not {value!r}")
+        raise PolicyError(f"{what} is a list of strings, not {value!r}", what.split()[-1])
     return value
 
 
@@ -198,10 +244,16 @@ def patterns_of(policy: Policy) -> list[list[Pattern]]:
         raise ValueError(f"a policy has at most {MOST_OWNERS} owners, not {len(policy.owners)}")
     lists: list[tuple[str, object]] = [(key, getattr(policy, KEYS[key])) for key in LISTS]
     lists += [("an owner's patterns", owner.patterns) for owner in policy.owners]
-    found = []
+    found: list[list[Pattern]] = []
     for name, texts in lists:
-        patterns = (parse(text) for text in strings(texts, name))
-        found.append([pattern for pattern in patterns if pattern is not None])
+        found.append([])
+        for text in strings(texts, name):
+            try:
+                pattern = parse(text)
+            except ValueError as error:
+                raise PolicyError(str(error), text) from None
+            if pattern is not None:
+                found[-1].append(pattern)
     return found
 
 

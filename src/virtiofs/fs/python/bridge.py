@@ -258,6 +258,7 @@ def fill_steps(steps: cython.pointer(Step)) -> cython.void:
     steps[layout.FUSE_FSYNC] = files.fsync
     steps[layout.FUSE_FALLOCATE] = files.fallocate
     steps[layout.FUSE_LSEEK] = files.lseek
+    steps[layout.FUSE_BMAP] = files.bmap
     steps[layout.FUSE_SYNCFS] = files.syncfs
     steps[layout.FUSE_COPY_FILE_RANGE] = files.copy_file_range
     steps[layout.FUSE_COPY_FILE_RANGE_64] = files.copy_file_range

@@ -11,6 +11,7 @@ cdef int flush(Calls calls, Request* request) except? -1
 cdef int release(Calls calls, Request* request) except? -1
 cdef int fsync(Calls calls, Request* request) except? -1
 cdef int fallocate(Calls calls, Request* request) except? -1
+cdef int bmap(Calls calls, Request* request) except? -1
 cdef int lseek(Calls calls, Request* request) except? -1
 cdef int syncfs(Calls calls, Request* request) except? -1
 cdef int copy_file_range(Calls calls, Request* request) except? -1

@@ -29,6 +29,8 @@ from cython.cimports.virtiofs.fuse.layout import (
     FUSE_IOCTL_DIR,
     FUSE_POLL_SCHEDULE_NOTIFY,
     FUSE_RELEASE_FLOCK_UNLOCK,
+    fuse_bmap_in,
+    fuse_bmap_out,
     fuse_copy_file_range_in,
     fuse_copy_file_range_out,
     fuse_create_in,
@@ -200,6 +202,18 @@ def lseek(calls: Calls, request: cython.pointer(Request)) -> cython.int:
         raise OSError(EINVAL, "an offset below 0")
     out.offset = calls.result(calls.fs.lseek(request.header.nodeid, asked.fh, asked.offset, asked.whence))
     request.reply_size = cython.sizeof(fuse_lseek_out)
+    return 0
+
+
+@cython.cfunc
+@cython.exceptval(-1)
+def bmap(calls: Calls, request: cython.pointer(Request)) -> cython.int:
+    asked: cython.pointer(fuse_bmap_in) = cython.cast(cython.pointer(fuse_bmap_in), request.args)
+    out: cython.pointer(fuse_bmap_out) = cython.cast(cython.pointer(fuse_bmap_out), request.reply)
+    if asked.blocksize == 0:
+        raise OSError(EINVAL, "blocks of no bytes")
+    out.block = calls.result(calls.fs.bmap(request.header.nodeid, asked.block, asked.blocksize))
+    request.reply_size = cython.sizeof(fuse_bmap_out)
     return 0
 
 

@@ -267,6 +267,13 @@ class Filesystem(Life):
         """
         raise unanswered()
 
+    def bmap(self, node: int, block: int, block_size: int) -> Maybe[int]:
+        """Where block number `block` of a file lies on the device that holds the file system, in blocks of `block_size`
+        bytes; 0 for a hole (ioctl FIBMAP).  Linux asks only where a block device is mounted (its fuse_bmap),
+        so over virtio and for `virtiofs mount` never; other drivers may.
+        """
+        raise unanswered()
+
     # --- directories ---
 
     def opendir(self, node: int) -> Maybe[int | Opened]:
@@ -386,5 +393,5 @@ CHANGING = frozenset(
 OPERATIONS = CHANGING | {
     *("lookup", "forget", "readlink", "getattr", "access", "statfs", "getxattr", "listxattr", "open", "read"),
     *("flush", "release", "fsync", "lseek", "opendir", "readdir", "releasedir", "fsyncdir", "syncfs"),
-    *("ioctl", "poll", "getlk", "setlk", "flock"),
+    *("ioctl", "poll", "getlk", "setlk", "flock", "bmap"),
 }

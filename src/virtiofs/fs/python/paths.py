@@ -150,6 +150,10 @@ class PathFilesystem(Life):
         """The next data or hole from `offset` on."""
         raise unanswered()
 
+    def bmap(self, path: str, block: int, block_size: int) -> Maybe[int]:
+        """Where a block of a file lies on the device that holds the file system; 0 for a hole."""
+        raise unanswered()
+
     def opendir(self, path: str) -> Maybe[int | Opened]:
         """Open a directory: its handle."""
         raise unanswered()
@@ -507,6 +511,9 @@ class PathNodes(Filesystem):
 
     def lseek(self, node: int, handle: int, offset: int, whence: int) -> Maybe[int]:
         return self._paths.lseek(self._path(node, None, handle), handle, offset, whence)
+
+    def bmap(self, node: int, block: int, block_size: int) -> Maybe[int]:
+        return self._paths.bmap(self._path(node), block, block_size)
 
     def opendir(self, node: int) -> Maybe[int | Opened]:
         return self._paths.opendir(self._path(node))
