@@ -108,10 +108,13 @@ def test_a_tracer_sees_what_was_asked_and_what_came_of_it(trace: Path, tmp_path:
         Session(device)
         assert device.request("getattr", NOBODY, FUSE_GETATTR_IN.pack(), 256).error != 0
     hits = [
-        (name, {key: int(value) for key, value in re.findall(r"(\w+)=(-?\d+)", rest)})
-        for name, rest in re.findall(r"(request|reply): \(\S+\) (.*)", trace.read_text())
+        (task, name, {key: int(value) for key, value in re.findall(r"(\w+)=(-?\d+)", rest)})
+        for task, name, rest in re.findall(
+            r"-(\d+) +\[\d+\].*\b(request|reply): \(\S+\) (.*)", trace.read_text()
+        )
     ]
-    [asked] = [values for name, values in hits if name == "request" and values["nodeid"] == NOBODY]
+    # Other daemons of these sources may run at the same time.
+    [(task, asked)] = [(t, v) for t, name, v in hits if name == "request" and v["nodeid"] == NOBODY]
     assert (asked["opcode"], asked["size"]) == (GETATTR, 40 + FUSE_GETATTR_IN.size)
-    [reply] = [values for name, values in hits if name == "reply" and values["unique"] == asked["unique"]]
+    [reply] = [v for t, name, v in hits if (t, name, v["unique"]) == (task, "reply", asked["unique"])]
     assert (reply["opcode"], reply["error"], reply["size"]) == (GETATTR, -116, 0)

@@ -9,10 +9,9 @@ What a cache mode promises the guest stands in `CACHE_MODES`.
 """
 
 import os
-from typing import NamedTuple
 
 import cython
-from cython.cimports.libc.errno import EISDIR, errno
+from cython.cimports.libc.errno import errno
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memcpy, memset, strcmp, strerror
 from cython.cimports.posix.mman import (
@@ -106,6 +105,8 @@ from cython.cimports.virtiofs.fuse import layout
 from cython.cimports.virtiofs.metadata.copy import Copy
 from cython.cimports.virtiofs.metadata.table import Table
 
+from virtiofs.fs.passthrough.counting import check_counting
+from virtiofs.fs.passthrough.modes import cache_mode
 from virtiofs.fs.passthrough.xattrrules import USER_ONLY
 from virtiofs.fs.policy.reloading import decode
 
@@ -115,7 +116,6 @@ HEADER = cython.declare(uint64_t, 4096)
 MAX_INODES = cython.declare(uint64_t, 1 << 24)
 # Descriptors kept for what is neither an inode nor a handle: rings, guest memory, sockets.
 RESERVED_DESCRIPTORS = 1200
-PROBE = 65536
 CAP_DAC_READ_SEARCH, CAP_FSETID, CAP_SETGID, CAP_SETUID = 2, 4, 6, 7
 OWNERSHIP = {"as-is": OWNERS_AS_IS, "mapped": OWNERS_MAPPED, "xattr": OWNERS_STORED}
 
@@ -135,34 +135,6 @@ INIT_FLAGS = (
 READDIRPLUS_FLAGS = layout.FUSE_DO_READDIRPLUS | layout.FUSE_READDIRPLUS_AUTO
 # What a guest's open may ask of the host's besides what options add; O_APPEND comes with each WRITE.
 GUEST_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
-
-
-class CacheMode(NamedTuple):
-    """What a guest may keep, and for how long."""
-
-    valid: float  # seconds for which names and attributes are trusted
-    open_file: int  # FOPEN_* of files
-    open_directory: int  # FOPEN_* of directories
-    init_flags: int
-    open_to_write: int  # more FOPEN_* of files that are opened only for writing
-    readdirplus: bool  # attributes with directory entries: of use only if they may be trusted for a while
-    unopened: bool = (
-        False  # what is only read need not be opened: what OPEN would say is what the guest assumes
-    )
-
-
-KEPT = layout.FOPEN_KEEP_CACHE | layout.FOPEN_CACHE_DIR
-DAY = 86400.0
-CACHE_MODES = {
-    "never": CacheMode(0.0, layout.FOPEN_DIRECT_IO, 0, 0, 0, False),
-    "metadata": CacheMode(DAY, layout.FOPEN_DIRECT_IO, KEPT, layout.FUSE_CACHE_SYMLINKS, 0, True),
-    # What is written and not read through the same handle is dropped by the next open in any case: it goes past the
-    # guest's page cache, which spares it two thirds of the work.
-    "auto": CacheMode(1.0, 0, 0, 0, layout.FOPEN_DIRECT_IO, True),
-    # The second is all there is where the host's changes are not known.
-    "adaptive": CacheMode(1.0, 0, 0, 0, layout.FOPEN_DIRECT_IO, True),
-    "always": CacheMode(DAY, layout.FOPEN_KEEP_CACHE, KEPT, layout.FUSE_CACHE_SYMLINKS, 0, True, True),
-}
 
 
 @cython.cclass
@@ -654,34 +626,3 @@ def drop_all(context: cython.p_void) -> cython.void:
     all_owners_gone(share)
     handle_release_all(cython.address(share.handles))
     inode_forget_all(cython.address(share.inodes))
-
-
-def check_counting(root: int, directory: str) -> None:
-    """Raises `OSError` if st_blocks of a file in the directory `root` does not show what was just written to it."""
-    try:
-        fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=root)
-    except OSError as error:
-        if error.errno in (EOPNOTSUPP, EISDIR):
-            raise OSError(
-                EOPNOTSUPP, "no quota can be kept: the file system has no O_TMPFILE to try it", directory
-            ) from None
-        return  # nothing can be made here; what can be below is the guest's to find out
-    try:
-        if os.write(fd, os.urandom(PROBE)) == PROBE and os.fstat(fd).st_blocks * 512 < PROBE:
-            raise OSError(
-                EOPNOTSUPP,
-                "no quota can be kept: the file system tells too late what a file takes; use its own quotas",
-                directory,
-            )
-    except OSError as error:
-        if error.errno == EOPNOTSUPP:
-            raise
-    finally:
-        os.close(fd)
-
-
-def cache_mode(name: str) -> CacheMode:
-    """A row of `CACHE_MODES`.  Raises `ValueError` for a name that has none."""
-    if name not in CACHE_MODES:
-        raise ValueError(f"a cache mode is one of {', '.join(CACHE_MODES)}, not {name}")
-    return CACHE_MODES[name]

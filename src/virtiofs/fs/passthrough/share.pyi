@@ -1,5 +1,4 @@
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fs.passthrough.account import Quota
@@ -8,16 +7,6 @@ from virtiofs.fs.passthrough.idrules import Range
 from virtiofs.fs.passthrough.xattrrules import Rule
 from virtiofs.fs.policy.rules import Policy
 from virtiofs.metadata.table import Table
-
-class CacheMode(NamedTuple):
-    valid: float
-    open_file: int
-    open_directory: int
-    init_flags: int
-    readdirplus: bool
-    unopened: bool = False
-
-CACHE_MODES: dict[str, CacheMode]
 
 class Passthrough(Filesystem):
     def __init__(
