@@ -6,6 +6,9 @@ request itself takes.  The read blocks, as nothing else has to be waited for; on
 does the descriptor become non-blocking, and poll(2) gives the time to ask them again.  `stop` makes it so, too, and
 interrupts a read that sleeps already by a signal.
 
+Data that a method of a class returned goes to the kernel from where it lies (`send_data`).  A short reply is written
+from one page, as the kernel looks up each page that it copies from.
+
 File data lies page-aligned in both buffers, since a share may do direct I/O: a WRITE's data 80 bytes behind the
 message's beginning, a READ's behind the reply's header, where it is read to.
 
@@ -20,9 +23,10 @@ from cython.cimports.libc.errno import EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOE
 from cython.cimports.libc.signal import SIGUSR1
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import free
-from cython.cimports.libc.string import memset
+from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.fcntl import F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from cython.cimports.posix.signal import sigaction, sigaction_t, sigemptyset
+from cython.cimports.posix.uio import iovec, writev
 from cython.cimports.posix.unistd import close, read, write
 from cython.cimports.virtiofs.fuse.events import (
     POLLIN,
@@ -49,6 +53,7 @@ from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_r
 PAGE = cython.declare(uint32_t, 4096)
 MESSAGE_HEAD = cython.declare(uint32_t, cython.sizeof(fuse_in_header) + cython.sizeof(fuse_write_in))
 REPLY_HEAD = cython.declare(uint32_t, cython.sizeof(fuse_out_header))
+SHORT = cython.declare(uint32_t, 1024)  # bytes of a reply that is copied to have it in one page
 
 
 @cython.cfunc
@@ -56,6 +61,32 @@ REPLY_HEAD = cython.declare(uint32_t, cython.sizeof(fuse_out_header))
 @cython.exceptval(check=False)
 def nothing(number: cython.int) -> cython.void:
     """The handler of the signal that ends a read."""
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def send_data(
+    wire: cython.p_void,
+    request: cython.pointer(Request),
+    data: cython.pointer(cython.const[cython.void]),
+    size: uint64_t,
+) -> cython.void:
+    """Write a reply whose data lies anywhere (see `Send`).  It is counted first, as `complete` does."""
+    to: cython.pointer(Wire) = cython.cast(cython.pointer(Wire), wire)
+    out: fuse_out_header
+    pieces: iovec[2]
+    request.reply_size = size
+    request.sent = True
+    out.len = REPLY_HEAD + request.reply_size
+    out.error = 0
+    out.unique = request.header.unique
+    pieces[0].iov_base = cython.address(out)
+    pieces[0].iov_len = REPLY_HEAD
+    pieces[1].iov_base = cython.cast(cython.p_void, data)
+    pieces[1].iov_len = size
+    to.counted.requests[request.header.opcode] += 1
+    writev(to.fd, pieces, 2)
 
 
 @cython.cclass
@@ -73,6 +104,10 @@ class DevFuseLoop(Loop):
         self.fd = fd
         self.wait_limit = int(wait_limit * 1_000_000_000)
         self.room = MESSAGE_HEAD + MAX_WRITE
+        self.wire.fd = fd
+        self.wire.counted = cython.address(self.counted)
+        self.request.carrier = cython.address(self.wire)
+        self.request.send = send_data
         if posix_memalign(cython.address(memory), PAGE, 2 * (PAGE + MAX_WRITE)) != 0:
             raise MemoryError
         self.memory = cython.cast(cython.pointer(uint8_t), memory)
@@ -196,8 +231,13 @@ class DevFuseLoop(Loop):
         """Count a request, and write its reply.  An error has no consequence here: the request is over for the
         kernel, too.
         """
-        self.count(request)
+        reply: cython.pointer(uint8_t) = self.reply
+        if not request.sent:
+            self.count(request)
         if began:
             self.time(request, length, began)
-        if length and request.header.opcode != FUSE_INTERRUPT:
-            write(self.fd, self.reply, length)
+        if length and not request.sent and request.header.opcode != FUSE_INTERRUPT:
+            if length <= SHORT:
+                reply = self.memory
+                memcpy(reply, self.reply, length)
+            write(self.fd, reply, length)
