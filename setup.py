@@ -34,6 +34,8 @@ COMPILED = [
     "virtiofs.client.carried",
     "virtiofs.client.relay",
     "virtiofs.client.versions",
+    "virtiofs.client.pythonbench.bare",
+    "virtiofs.client.pythonbench.calls",
     "virtiofs.metadata.journal",
     "virtiofs.metadata.table",
     "virtiofs.metadata.follower",
