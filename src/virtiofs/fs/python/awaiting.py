@@ -1,36 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`async def` methods: one event loop, of asyncio or trio, on a thread of its own, started when the first is called.
+"""`async def` methods: one event loop, of asyncio or trio.
 
-The thread that serves the request waits for the coroutine, and an INTERRUPT of the guest cancels it.
+A thread that waits for a coroutine of asyncio takes its first step at once, up to where it has to wait for something,
+and then runs the loop until it is done, unless another thread runs it already: so a method that has nothing to wait
+for costs no hand-over to another thread and back, which is ten times its own work.  One thread at a time has the
+*turn*.  Whoever finds it taken hands its coroutine over and sleeps.  What is left in the loop when nobody waits for it
+(timers, connections, tasks that methods began), and coroutines that were handed over to a thread whose own is done, are
+taken care of by a thread that stands by, started when it is first needed.
+
+The loop of trio has a thread of its own.  An INTERRUPT of the guest cancels a coroutine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import contextvars
 import errno
 import os
+import selectors
+import sys
 import threading
+from asyncio import events
 from collections import OrderedDict
-from collections.abc import AsyncIterable, Awaitable
+from collections.abc import AsyncIterable, Awaitable, Callable
+from functools import partial
+from types import CoroutineType
 from typing import Any
 
 # INTERRUPTs remembered that came before the request they are about, or long after it.
 MOST_EARLY = 64
 # How long what was cancelled at the end may take to notice (seconds).
 CANCEL_SECONDS = 2.0
+# How long a turn that is about to end is waited for (seconds).
+TURN_SECONDS = 0.001
+# How long the thread that stands by goes on before it looks whether anything is left, doubled each time (seconds).
+FIRST_LOOK_SECONDS = 0.001
+LAST_LOOK_SECONDS = 0.064
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Takes a coroutine's first step without going round, and knows what is left in it to do.
+
+    `told` is called when another thread left something to do.
+    """
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
+        self._watched = selectors.DefaultSelector()
+        self._catching = False
+        self._caught: tuple[Callable[..., object], contextvars.Context] | None = None
+        self._hooked = threading.local()
+        super().__init__(self._watched)
+        # What it would have set, for as long as it runs, to finish generators that nobody iterates any more.
+        hooks: list[Any] = []
+        self.call_soon(lambda: hooks.extend(sys.get_asyncgen_hooks()))
+        self.stop()
+        self.run_forever()
+        self._hooks = hooks
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        if self._catching:
+            self._catching = False
+            self._caught = (callback, context)
+            return None
+        return super().call_soon(callback, *args, context=context)
+
+    def begin(self, coroutine: Any) -> asyncio.Task[Any]:
+        """A task that has taken its first step, on the calling thread, which must be the only one to use the loop."""
+        if not hasattr(self._hooked, "yes"):
+            self._hooked.yes = True
+            sys.set_asyncgen_hooks(*self._hooks)
+        self._catching = True
+        try:
+            task = self.create_task(coroutine)
+        finally:
+            self._catching = False
+        if self._caught is None:
+            return task  # a Python whose tasks begin in another way
+        step, context = self._caught
+        self._caught = None
+        events._set_running_loop(self)
+        try:
+            context.run(step)
+        except (SystemExit, KeyboardInterrupt):
+            pass  # it is the task's result, too
+        finally:
+            events._set_running_loop(None)
+        return task
+
+    def call_soon_threadsafe(self, *args: Any, **settings: Any) -> Any:  # type: ignore[override]
+        handle = super().call_soon_threadsafe(*args, **settings)
+        self._told()
+        return handle
+
+    def is_left(self, without: object) -> bool:
+        """Whether there is anything to do or to wait for, but for a certain timer.
+
+        A task that waits for nothing of this needs nobody: what it waits for comes by `call_soon_threadsafe`.
+        """
+        # Without these two, in a Python to come, the loop is never taken to be empty, which is slower.
+        if getattr(self, "_ready", True) or len(self._watched.get_map()) > 1:  # one is the loop's own
+            return True
+        timers = getattr(self, "_scheduled", (None,))
+        return any(timer is not without and not (timer and timer.cancelled()) for timer in timers)
 
 
 class Awaiting:
     """Awaits what methods return.  The loop is made now, while its socket pair can be; `close` ends it."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread: threading.Thread | None = None
+        self._loop = Loop(self._told)
+        self._turn = threading.Lock()
+        self._soon_over = False  # who has the turn gives it back after one step, or says otherwise
         self._lock = threading.Lock()
         self._serving = threading.local()
-        self._running: dict[int, concurrent.futures.Future[Any]] = {}
+        self._cancels: dict[int, Callable[[], object]] = {}  # what is under way, by the request's number
         self._early: OrderedDict[int, None] = OrderedDict()
+        self._handed_over = 0  # coroutines that somebody sleeps for
+        self._thread: threading.Thread | None = None  # that stands by
+        self._called = threading.Event()
+        self._look: asyncio.TimerHandle | None = None
+        self._ending = False
 
     def serve(self, unique: int) -> None:
         """The calling thread begins to serve this request."""
@@ -41,45 +133,135 @@ class Awaiting:
 
         Raises what it raises, and EINTR if the guest interrupts the request.
         """
-        coroutine = collect(awaitable) if isinstance(awaitable, AsyncIterable) else settle(awaitable)
+        coroutine: Any = awaitable
+        if type(awaitable) is not CoroutineType:
+            coroutine = collect(awaitable) if isinstance(awaitable, AsyncIterable) else settle(awaitable)
         unique = getattr(self._serving, "unique", 0)
+        try:
+            # Another's step takes microseconds: less than to be woken twice.
+            if self._turn.acquire(blocking=False) or (
+                self._soon_over and self._turn.acquire(timeout=TURN_SECONDS)
+            ):
+                return self._run(coroutine, unique)
+            return self._hand_over(coroutine, unique)
+        except asyncio.CancelledError:
+            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR)) from None
+
+    def _run(self, coroutine: Any, unique: int) -> Any:
+        """Run the loop, whose turn the calling thread has, until the coroutine is done: its result."""
+        loop = self._loop
+        try:
+            self._soon_over = True
+            task = loop.begin(coroutine)
+            if not task.done():
+                self._soon_over = False
+                cancel = partial(loop.call_soon_threadsafe, task.cancel)
+                self._begin(unique, cancel)
+                task.add_done_callback(lambda _task: loop.stop())
+                while not task.done():
+                    self._go_on()
+                self._end(unique, cancel)
+            return task.result()
+        finally:
+            self._soon_over = False
+            self._turn.release()
+            # In this order: whoever finds the turn taken from now on has left something before we look.
+            if self._handed_over or loop.is_left(None):
+                self._call()
+
+    def _hand_over(self, coroutine: Any, unique: int) -> Any:
+        """Have another thread run the coroutine: its result."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._loop.run_forever, name="event loop", daemon=True)
-                self._thread.start()
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-            self._running[unique] = future
-            if unique in self._early:
-                future.cancel()
+            self._handed_over += 1
+        future = asyncio.run_coroutine_threadsafe(self._handed(coroutine), self._loop)
+        self._begin(unique, future.cancel)
         try:
             return future.result()
-        except (concurrent.futures.CancelledError, asyncio.CancelledError):
-            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR)) from None
+        except concurrent.futures.CancelledError:
+            raise asyncio.CancelledError from None
         finally:
+            self._end(unique, future.cancel)
             with self._lock:
-                if self._running.get(unique) is future:
-                    del self._running[unique]
+                self._handed_over -= 1
+
+    async def _handed(self, coroutine: Any) -> Any:
+        return await coroutine
+
+    def _go_on(self) -> None:
+        """Run the loop until it is stopped.  What ends it otherwise (SystemExit) is the result of a task, too."""
+        with contextlib.suppress(BaseException):
+            self._loop.run_forever()
+
+    def _begin(self, unique: int, cancel: Callable[[], object]) -> None:
+        with self._lock:
+            self._cancels[unique] = cancel
+            early = unique in self._early
+        if early:
+            cancel()
+
+    def _end(self, unique: int, cancel: Callable[[], object]) -> None:
+        with self._lock:
+            if self._cancels.get(unique) == cancel:
+                del self._cancels[unique]
 
     def interrupt(self, unique: int) -> None:
         """Give up the request `unique`, which may be known only later."""
         with self._lock:
-            future = self._running.get(unique)
+            cancel = self._cancels.get(unique)
             self._early[unique] = None
             if len(self._early) > MOST_EARLY:
                 self._early.popitem(last=False)
-        if future is not None:
-            future.cancel()
+        if cancel is not None:
+            cancel()
+
+    # --- the thread that stands by ---
+
+    def _told(self) -> None:
+        if not self._turn.locked():
+            self._call()
+
+    def _call(self) -> None:
+        """Have the loop run where nobody else does."""
+        if self._ending:
+            return
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._stand_by, name="event loop", daemon=True)
+                    self._thread.start()
+        self._called.set()
+
+    def _stand_by(self) -> None:
+        while True:
+            self._called.wait()
+            self._called.clear()
+            with self._turn:
+                if self._ending:
+                    return
+                self._look = self._loop.call_later(FIRST_LOOK_SECONDS, self._look_again, FIRST_LOOK_SECONDS)
+                self._go_on()
+                self._look.cancel()
+
+    def _look_again(self, waited: float) -> None:
+        """Give the turn back if nothing is left."""
+        if self._ending or not (self._handed_over or self._loop.is_left(self._look)):
+            self._loop.stop()
+            return
+        waited = min(2 * waited, LAST_LOOK_SECONDS)
+        self._look = self._loop.call_later(waited, self._look_again, waited)
 
     def close(self) -> None:
         """Cancel all that still runs, and end the thread."""
         with self._lock:
-            futures, thread = list(self._running.values()), self._thread
-        for future in futures:
-            future.cancel()
+            cancels, thread = list(self._cancels.values()), self._thread
+        for cancel in cancels:
+            cancel()
+        self._ending = True
+        self._called.set()
         if thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join(CANCEL_SECONDS)
-        if not self._loop.is_running():
+        if self._turn.acquire(timeout=CANCEL_SECONDS):
             self._loop.close()
 
 
@@ -128,12 +310,12 @@ class TrioAwaiting:
                 self._thread = threading.Thread(target=self._run, name="event loop", daemon=True)
                 self._thread.start()
             self._running[unique] = scope
-            early = unique in self._early
         self._ready.wait()
 
         async def scoped() -> Any:
             with scope:
-                if early:
+                # Asked here: an INTERRUPT that came before the loop could be told anything has left no more than this.
+                if unique in self._early:
                     scope.cancel()
                 return await coroutine
 
