@@ -27,6 +27,7 @@ COMPILED = [
     "virtiofs.fuse.tracing",
     "virtiofs.fuse.serving",
     "virtiofs.fuse.loop",
+    "virtiofs.fuse.readers",
     "virtiofs.fuse.devfuse",
     "virtiofs.fuse.notifying",
     "virtiofs.dax.fanotify",

@@ -258,12 +258,12 @@ def faults(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
-def sleeps(pid: int) -> int:
-    """How often the threads of a process went to sleep, ever."""
-    found = 0
+def sleeps(pid: int) -> dict[str, int]:
+    """How often each thread of a process went to sleep, ever."""
+    found = {}
     for thread in os.listdir(f"/proc/{pid}/task"):
         text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
-        found += int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+        found[thread] = int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
     return found
 
 
@@ -283,7 +283,7 @@ def test_a_call_is_one_read_and_one_write_and_puts_one_thread_to_sleep(tmp_path,
         def so_far() -> tuple[int, int, int]:
             text = Path(f"/proc/{it.worker}/io").read_text()
             read, written = (int(text.partition(f"{key}: ")[2].split()[0]) for key in ("syscr", "syscw"))
-            return read, written, sleeps(it.worker)
+            return read, written, sum(sleeps(it.worker).values())
 
         os.fstat(file.fileno())
         before = so_far()
@@ -292,6 +292,31 @@ def test_a_call_is_one_read_and_one_write_and_puts_one_thread_to_sleep(tmp_path,
         read, written, slept = (after - first for after, first in zip(so_far(), before, strict=True))
         assert written == calls and calls <= read <= calls + 8
         assert slept < 1.5 * calls  # handed to another thread and back it would be three times as often
+
+
+def test_methods_that_wait_get_the_threads_they_need_and_then_one_reads_again(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with serving(tmp_path, TREES, "Waiting", fifo=str(tmp_path / "fifo")) as it:
+        command = ["head", "-c", "7", it.place / "hang"]
+        waiting = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+        for one in waiting:
+            syscall = Path(f"/proc/{one.pid}/syscall")
+            assert devices.wait_until(lambda syscall=syscall: syscall.read_text().startswith("0 "))  # read(2)
+        for _ in range(3):
+            subprocess.run(["stat", it.place / "other"], check=True, capture_output=True, timeout=SECONDS)
+        with open(tmp_path / "fifo", "wb") as fifo:
+            fifo.write(b"one")
+        assert [one.communicate(timeout=SECONDS)[0] for one in waiting] == [b"at last"] * 3
+
+        def awake() -> int:
+            """How many threads 300 calls woke."""
+            before = sleeps(it.worker)
+            for _ in range(300):
+                os.close(os.open(it.place / "other", os.O_RDONLY))
+            return sum(after - before[thread] > 30 for thread, after in sleeps(it.worker).items())
+
+        # The one that reads, and the one that looks whether another is needed.
+        assert devices.wait_until(lambda: awake() <= 2)
 
 
 # --- loading again ---

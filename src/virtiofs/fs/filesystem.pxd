@@ -5,4 +5,5 @@ cdef class Filesystem(Handlers):
     cdef public double wait_limit
     cdef public int pool_threads
     cdef public bint pool_yields
+    cdef public bint few_readers
     cdef public object metadata

@@ -44,6 +44,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_out_header,
     fuse_write_in,
 )
+from cython.cimports.virtiofs.fuse.readers import Readers
 from cython.cimports.virtiofs.fuse.request import Request
 from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
 from cython.cimports.virtiofs.fuse.session import MAX_WRITE, WAITING, Session
@@ -94,16 +95,26 @@ class DevFuseLoop(Loop):
     """Serves what comes from `fd`, a descriptor of /dev/fuse that is mounted or cloned, with `session`.
 
     `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.  Several loops may share
-    the session, each with a descriptor of its own.  The loop takes `fd` over and closes it when it is freed.
-    Raises `MemoryError`.
+    the session, each with a descriptor of its own.  With `readers` only as few of them read as keep up; `place` is a
+    number for each, from 0 on.  The loop takes `fd` over and closes it when it is freed.  Raises `MemoryError`.
     """
 
-    def __cinit__(self, session: Session, fd: int, wait_limit: float = 600.0):
+    def __cinit__(
+        self,
+        session: Session,
+        fd: int,
+        wait_limit: float = 600.0,
+        readers: Readers | None = None,
+        place: int = 0,
+    ):
         memory: cython.p_void = cython.NULL
         self.session = session
         self.fd = fd
         self.wait_limit = int(wait_limit * 1_000_000_000)
         self.room = MESSAGE_HEAD + MAX_WRITE
+        self.shared = readers is not None
+        self.readers = readers
+        self.place = place
         self.wire.fd = fd
         self.wire.counted = cython.address(self.counted)
         self.request.carrier = cython.address(self.wire)
@@ -146,6 +157,8 @@ class DevFuseLoop(Loop):
         # In this order: a read that the signal comes too early for does not sleep.
         self.set_blocking(False)
         thread = load_acquire_u32(cython.address(self.thread))
+        if self.shared:
+            self.readers.ring(self.place)
         if thread:
             syscall(SYS_tgkill, getpid(), thread, SIGUSR1)
 
@@ -164,9 +177,17 @@ class DevFuseLoop(Loop):
         served: uint32_t = 0
         got: cython.Py_ssize_t
         while not load_acquire_u32(cython.address(self.stopping)):
+            if self.shared and not self.readers.reads(self.place):
+                self.readers.stand_by(self.place, self.fd, cython.address(self.stopping))
+                continue
             got = read(self.fd, self.message, self.room)
             if got >= 0:
-                self.serve(got)
+                if self.shared:
+                    self.readers.took(self.place)
+                    self.serve(got)
+                    self.readers.gave(self.place, self.waiting_count != 0)
+                else:
+                    self.serve(got)
                 served += 1
                 if self.waiting_count and served >= BATCH:
                     served = 0
