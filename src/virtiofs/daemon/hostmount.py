@@ -141,6 +141,7 @@ def serve_descriptors(
             finally:
                 os.eventfd_write(ended, 1)
 
+        filesystem.one_thread = len(fds) == 1
         readers = Readers(len(fds)) if filesystem.few_readers and len(fds) > 1 else None
         loops = [
             DevFuseLoop(session, fd, filesystem.wait_limit, readers, place) for place, fd in enumerate(fds)

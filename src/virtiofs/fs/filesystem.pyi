@@ -6,6 +6,7 @@ class Filesystem(Handlers):
     pool_threads: int
     pool_yields: bool
     few_readers: bool
+    one_thread: bool
     metadata: Table | None
     def start_thread(self) -> None: ...
     def close(self) -> None: ...

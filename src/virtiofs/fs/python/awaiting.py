@@ -252,6 +252,8 @@ class Awaiting:
 
     def close(self) -> None:
         """Cancel all that still runs, and end the thread."""
+        if self._loop.is_closed():
+            return
         with self._lock:
             cancels, thread = list(self._cancels.values()), self._thread
         for cancel in cancels:

@@ -171,9 +171,13 @@ def put_opened(out: cython.pointer(fuse_open_out), found: object) -> cython.int:
 
 @cython.cfunc
 @cython.exceptval(-1)
-def put_data(request: cython.pointer(Request), data: object, most: uint64_t) -> cython.int:
+def put_data(
+    request: cython.pointer(Request), data: object, most: uint64_t, alone: cython.bint = False
+) -> cython.int:
     """Reply with bytes: copy them into the room there is, or have the carrier take them from where they are.
 
+    The carrier takes them without the GIL.  So what can be changed, and meanwhile could not be resized, is copied
+    unless no other thread calls methods (`alone`).
     Raises `TypeError` for what is no bytes, and `BufferError` for bytes that do not lie one after the other.
     """
     view: Py_buffer
@@ -181,7 +185,7 @@ def put_data(request: cython.pointer(Request), data: object, most: uint64_t) -> 
     try:
         if cython.cast(uint64_t, view.len) > most:
             raise ValueError(f"{view.len} bytes are more than the {most} that are asked for")
-        if request.send != cython.NULL and view.len >= WORTH_SENDING:
+        if request.send != cython.NULL and view.len >= WORTH_SENDING and (view.readonly or alone):
             with cython.nogil:
                 request.send(request.carrier, request, view.buf, view.len)
         else:
