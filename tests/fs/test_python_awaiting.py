@@ -90,7 +90,7 @@ def test_tasks_that_a_method_leaves_go_on_when_nobody_waits(awaiting):
     awaiting.result(leave())
     assert done.wait(20)
     # Then methods are run by those who wait for them again.
-    assert devices.wait_until(lambda: not awaiting._turn.locked())
+    assert devices.wait_until(lambda: not awaiting._is_run)
 
 
 def test_methods_wait_for_each_other(awaiting):
@@ -107,12 +107,32 @@ def test_methods_wait_for_each_other(awaiting):
     threads = [threading.Thread(target=awaiting.result, args=(wait(number),)) for number in range(4)]
     for thread in threads:
         thread.start()
-    # All but one are handed over to that one.
-    assert devices.wait_until(lambda: awaiting._handed_over == 3)
+    # One of them runs the loop, for all.
+    assert devices.wait_until(lambda: awaiting._sleepers == 3)
     awaiting.result(wake())
     for thread in threads:
         thread.join(20)
     assert sorted(found) == [0, 1, 2, 3]
+
+
+def test_what_waits_for_nothing_is_done_at_once_while_others_wait(awaiting):
+    event = asyncio.Event()
+    thread = threading.Thread(target=awaiting.result, args=(event.wait(),))
+    thread.start()
+    assert devices.wait_until(lambda: awaiting._is_run)
+
+    async def method():
+        return threading.current_thread()
+
+    assert awaiting.result(method()) is threading.current_thread()
+
+    async def wake():
+        # A timer that is earlier than what the thread that runs the loop is waiting for.
+        asyncio.get_running_loop().call_later(0.001, event.set)
+
+    awaiting.result(wake())
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_many_threads_get_each_its_own_results(awaiting):
