@@ -7,7 +7,9 @@ called, and where that is not the same for all the report says so: then the kern
 
 The calling program and all servers are kept on one processor (`pin`).  Left to the kernel, a run measures where it
 happened to put them: a wake-up that crosses processors takes as long as ten requests, and the kernel changes its mind.
-On one processor only the work itself counts, of the program, of the kernel, and of the server.
+On one processor only the work itself counts, of the program, of the kernel, and of the server.  Their processor time is
+also what is counted as time then, so that it does not matter what else runs there: they never run at the same time, and
+one of them always does.
 """
 
 from __future__ import annotations
@@ -43,11 +45,16 @@ NOTES = """
   writeback nor splicing.
 - virtiofs, pyfuse3 and mfusepy serve with one thread, which is the quickest for each (`threads = 0` here, `nothreads`
   there). "8 threads" is a class of ours that says nothing about it.
+- {seconds}
 - *Without Python*: the same file system as compiled functions. That is what the kernel, its switches between program
   and server, and the program itself take. No file system in Python can do more calls; *the limit* is how many times
   those of the best other that is.
 - *Python's us a call*: the server's processor time less that of the one without Python.
 """
+SECONDS = {
+    True: "Program and servers are on one processor, where one of the two always runs. A second is one of their time.",
+    False: "Program and servers are where the kernel puts them. A second is one of the clock's.",
+}
 MOUNT = (sys.executable, "-m", "virtiofs", "mount")
 
 
@@ -243,8 +250,11 @@ def measure(
                     for one in there[:: 1 if repeat % 2 == 0 else -1]:
                         count = counts[one.name]
                         used = cpu_seconds(pids[one.name])
+                        own = time.thread_time()
                         took = timed(makers[one.name], count)
                         spent = cpu_seconds(pids[one.name]) - used
+                        if pin:
+                            took = time.thread_time() - own + spent
                         rates.setdefault((work.name, one.name), []).append(count / took)
                         costs.setdefault((work.name, one.name), []).append(spent / count)
                     progress((done + (repeat + 1) / (repeats * SLICES)) / len(works), work.name)
@@ -315,4 +325,5 @@ def page(results: dict[str, Any]) -> str:
     where = f"{host['processor']}, {host['processors']} processors{', virtual' if host['virtual'] else ''}"
     where += f", Linux {host['kernel']}, Python {host['python']}"
     command = f"virtiofs bench --python{'' if results['pinned'] else ' --no-pin'}"
-    return f"# File systems in Python\n\nBy `{command}` on {results['date']}; {where}.\n\n{report(results)}\n{NOTES}"
+    text = f"# File systems in Python\n\nBy `{command}` on {results['date']}; {where}.\n\n{report(results)}\n"
+    return text + NOTES.format(seconds=SECONDS[results["pinned"]])
