@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from virtiofs.fuse.request import Handlers
 
 class Bare(Handlers): ...
