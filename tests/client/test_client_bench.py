@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark: that it measures what it says, notices who fails, and reports what it found."""
 
+import errno
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import time
 import pytest
 
 import mounting
+from expect import failure
 from virtiofs.cli.main import main
 from virtiofs.client import bench, page, peers, report, workloads
 from virtiofs.client.counting import SystemCalls
@@ -277,3 +279,24 @@ def test_file_systems_in_python_are_compared_on_the_hosts_kernel():
     assert all(found["rates"][f"{work}|virtiofs"] > 0 for work in found["works"])
     text = measure.page(found)
     assert "| fstat: GETATTR |" in text and "virtiofs async" in text
+    # The same work for all, and a word about it where it is not.
+    assert {tuple(set(counts.values())) for counts in found["requests"].values()} == {(1.0,), (3.0,)}
+    assert "Not the same work" not in text
+    found["requests"]["read 4 KiB"]["virtiofs"] = 0.5
+    assert "**Not the same work:** read 4 KiB: virtiofs 0.5, virtiofs, 8 threads 1" in measure.page(found)
+
+
+def test_calls_that_are_measured_fail_if_they_do_not_do_all_of_their_work(tmp_path):
+    from virtiofs.client.pythonbench import calls
+
+    (tmp_path / "f").write_bytes(b"1234")
+    with open(tmp_path / "f", "rb+", buffering=0) as file:
+        calls.fstats(file.fileno(), 2)
+        calls.reads(file.fileno(), bytearray(8), 4, 2)
+        calls.writes(file.fileno(), b"56", 4, 2)
+        assert failure(calls.reads, file.fileno(), bytearray(8), 4, 2) == errno.EIO
+    assert failure(calls.fstats, -1, 1) == failure(calls.writes, -1, b"1", 0, 1) == errno.EBADF
+    directory = os.open(tmp_path, os.O_PATH)
+    calls.stats(directory, b"f", 2)
+    assert failure(calls.stats, directory, b"g", 1) == errno.ENOENT
+    os.close(directory)

@@ -72,6 +72,15 @@ class Hanging(Flat):
         return b"at last"
 
 
+class Waiting(Hanging):
+    """As that, on four threads and with each read(2) a call."""
+
+    threads = 4
+
+    def open(self, node, flags):
+        return Opened(direct_io=True)
+
+
 class Nonsense(Flat):
     """Each file is named after what goes wrong when it is read, looked up, opened or listed."""
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import devices
+import virtiofs
 from expect import failure
 from mounting import SECONDS, Mounted, alive, mounted, unavailable
 from virtiofs.client.device import Device
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 TESTS = Path(__file__).parents[1]
 EXAMPLES = TESTS.parent / "examples"
 TREES = TESTS / "fs" / "python_trees.py"
+BENCHED = Path(virtiofs.__file__).parent / "client/pythonbench/ours.py"
 
 
 @contextlib.contextmanager
@@ -246,6 +248,75 @@ try:
 except OSError as error:
     sys.exit(error.errno)
 """
+
+
+# --- what a call costs ---
+
+
+def faults(pid: int) -> int:
+    """Pages that a process touched for the first time, ever."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+def sleeps(pid: int) -> dict[str, int]:
+    """How often each thread of a process went to sleep, ever."""
+    found = {}
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+        found[thread] = int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return found
+
+
+def test_data_that_a_method_returns_goes_to_the_kernel_from_where_it_lies(tmp_path):
+    with serving(tmp_path, BENCHED, "Tree") as it, open(it.place / "data", "rb", buffering=0) as file:
+        assert len(os.pread(file.fileno(), 4096, 0)) == 4096
+        before = faults(it.worker)
+        assert len(os.pread(file.fileno(), 1 << 20, 0)) == 1 << 20
+        assert faults(it.worker) - before < 128  # a copy, to anywhere, would be 256 pages
+
+
+@pytest.mark.parametrize("name", ["Tree", "Threaded", "Awaited"])
+def test_a_call_is_one_read_and_one_write_and_puts_one_thread_to_sleep(tmp_path, name):
+    calls = 300
+    with serving(tmp_path, BENCHED, name) as it, open(it.place / "null", "rb", buffering=0) as file:
+
+        def so_far() -> tuple[int, int, int]:
+            text = Path(f"/proc/{it.worker}/io").read_text()
+            read, written = (int(text.partition(f"{key}: ")[2].split()[0]) for key in ("syscr", "syscw"))
+            return read, written, sum(sleeps(it.worker).values())
+
+        os.fstat(file.fileno())
+        before = so_far()
+        for _ in range(calls):
+            os.fstat(file.fileno())
+        read, written, slept = (after - first for after, first in zip(so_far(), before, strict=True))
+        assert written == calls and calls <= read <= calls + 8
+        assert slept < 1.5 * calls  # handed to another thread and back it would be three times as often
+
+
+def test_methods_that_wait_get_the_threads_they_need_and_then_one_reads_again(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with serving(tmp_path, TREES, "Waiting", fifo=str(tmp_path / "fifo")) as it:
+        command = ["head", "-c", "7", it.place / "hang"]
+        waiting = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+        for one in waiting:
+            syscall = Path(f"/proc/{one.pid}/syscall")
+            assert devices.wait_until(lambda syscall=syscall: syscall.read_text().startswith("0 "))  # read(2)
+        for _ in range(3):
+            subprocess.run(["stat", it.place / "other"], check=True, capture_output=True, timeout=SECONDS)
+        with open(tmp_path / "fifo", "wb") as fifo:
+            fifo.write(b"one")
+        assert [one.communicate(timeout=SECONDS)[0] for one in waiting] == [b"at last"] * 3
+
+        def awake() -> int:
+            """How many threads 300 calls woke."""
+            before = sleeps(it.worker)
+            for _ in range(300):
+                os.close(os.open(it.place / "other", os.O_RDONLY))
+            return sum(after - before[thread] > 30 for thread, after in sleeps(it.worker).items())
+
+        # The one that reads, and the one that looks whether another is needed.
+        assert devices.wait_until(lambda: awake() <= 2)
 
 
 # --- loading again ---

@@ -111,7 +111,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pin",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep the driver on one processor and the daemons on another, where there are two (on)",
+        help="keep the driver on one processor and the daemons on another, where there are two; with --python all on"
+        " one (on)",
     )
     parser.add_argument(
         "--directory", metavar="DIR", help="make the files here instead of in a temporary directory"
@@ -120,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--python",
         action="store_true",
         help="instead of daemons, compare a file system in Python on /dev/fuse: ours, pyfuse3's and mfusepy's, those"
-        " that are installed",
+        " that are installed, and one without Python",
     )
     parser.add_argument(
         "--list", action="store_true", help="name the daemons and workloads there are, and end"
@@ -153,6 +154,7 @@ def compare_python(options: argparse.Namespace) -> int:
         results = measure.measure(
             seconds if options.seconds is None else options.seconds,
             repeats if options.repeats is None else options.repeats,
+            pin=options.pin,
             progress=Progress(),
         )
     except OSError as error:

@@ -29,6 +29,7 @@ from virtiofs.daemon.observed import Observed, Shares
 from virtiofs.fs.filesystem import Filesystem
 from virtiofs.fuse.devfuse import DevFuseLoop
 from virtiofs.fuse.mountpoint import MountError, Mountpoint
+from virtiofs.fuse.readers import Readers
 from virtiofs.fuse.session import Session
 from virtiofs.fuse.tracing import Ring
 from virtiofs.sandbox import process
@@ -161,7 +162,11 @@ def serve_descriptors(
             finally:
                 os.eventfd_write(ended, 1)
 
-        loops = [DevFuseLoop(session, fd, filesystem.wait_limit) for fd in fds]
+        filesystem.one_thread = len(fds) == 1
+        readers = Readers(len(fds)) if filesystem.few_readers and len(fds) > 1 else None
+        loops = [
+            DevFuseLoop(session, fd, filesystem.wait_limit, readers, place) for place, fd in enumerate(fds)
+        ]
         threads = [threading.Thread(target=run, args=(loop,)) for loop in loops]
         for thread in threads:
             thread.start()

@@ -19,6 +19,8 @@ class Filesystem(Handlers):
     sessions, each ended by `reset`; `close`.  `wait_limit`: seconds a request may wait, for a lock,
     before it is refused.  `pool_threads`: how many threads, besides the queues', serve what would block (0: none,
     and no handler is asked with `no_wait`).  `pool_yields`: a processor that both want goes to a queue's thread first.
+    `one_thread`: whoever serves it says that it does so with a single thread.
+    `few_readers`: of the threads that serve a mount, only as many read requests as keep up (see `fuse.readers`).
     `metadata`: the metadata table that its changes are entered into (`metadata.table.Table`), or None.
     """
 
@@ -26,6 +28,8 @@ class Filesystem(Handlers):
         self.wait_limit = 600.0
         self.pool_threads = 0
         self.pool_yields = False
+        self.few_readers = False
+        self.one_thread = False
         self.metadata = None
 
     def start_thread(self) -> None:

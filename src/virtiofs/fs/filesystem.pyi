@@ -5,6 +5,8 @@ class Filesystem(Handlers):
     wait_limit: float
     pool_threads: int
     pool_yields: bool
+    few_readers: bool
+    one_thread: bool
     metadata: Table | None
     def start_thread(self) -> None: ...
     def close(self) -> None: ...

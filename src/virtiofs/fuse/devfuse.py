@@ -6,6 +6,9 @@ request itself takes.  The read blocks, as nothing else has to be waited for; on
 does the descriptor become non-blocking, and poll(2) gives the time to ask them again.  `stop` makes it so, too, and
 interrupts a read that sleeps already by a signal.
 
+Data that a method of a class returned goes to the kernel from where it lies (`send_data`).  A short reply is written
+from one page, as the kernel looks up each page that it copies from.
+
 File data lies page-aligned in both buffers, since a share may do direct I/O: a WRITE's data 80 bytes behind the
 message's beginning, a READ's behind the reply's header, where it is read to.
 
@@ -20,9 +23,10 @@ from cython.cimports.libc.errno import EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOE
 from cython.cimports.libc.signal import SIGUSR1
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import free
-from cython.cimports.libc.string import memset
+from cython.cimports.libc.string import memcpy, memset
 from cython.cimports.posix.fcntl import F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from cython.cimports.posix.signal import sigaction, sigaction_t, sigemptyset
+from cython.cimports.posix.uio import iovec, writev
 from cython.cimports.posix.unistd import close, read, write
 from cython.cimports.virtiofs.fuse.events import (
     POLLIN,
@@ -40,6 +44,7 @@ from cython.cimports.virtiofs.fuse.layout import (
     fuse_out_header,
     fuse_write_in,
 )
+from cython.cimports.virtiofs.fuse.readers import Readers
 from cython.cimports.virtiofs.fuse.request import Request
 from cython.cimports.virtiofs.fuse.serving import BATCH, SAMPLED, Loop
 from cython.cimports.virtiofs.fuse.session import MAX_WRITE, WAITING, Session
@@ -49,6 +54,7 @@ from cython.cimports.virtiofs.virtqueue.atomics import load_acquire_u32, store_r
 PAGE = cython.declare(uint32_t, 4096)
 MESSAGE_HEAD = cython.declare(uint32_t, cython.sizeof(fuse_in_header) + cython.sizeof(fuse_write_in))
 REPLY_HEAD = cython.declare(uint32_t, cython.sizeof(fuse_out_header))
+SHORT = cython.declare(uint32_t, 1024)  # bytes of a reply that is copied to have it in one page
 
 
 @cython.cfunc
@@ -58,21 +64,61 @@ def nothing(number: cython.int) -> cython.void:
     """The handler of the signal that ends a read."""
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def send_data(
+    wire: cython.p_void,
+    request: cython.pointer(Request),
+    data: cython.pointer(cython.const[cython.void]),
+    size: uint64_t,
+) -> cython.void:
+    """Write a reply whose data lies anywhere (see `Send`).  It is counted first, as `complete` does."""
+    to: cython.pointer(Wire) = cython.cast(cython.pointer(Wire), wire)
+    out: fuse_out_header
+    pieces: iovec[2]
+    request.reply_size = size
+    request.sent = True
+    out.len = REPLY_HEAD + request.reply_size
+    out.error = 0
+    out.unique = request.header.unique
+    pieces[0].iov_base = cython.address(out)
+    pieces[0].iov_len = REPLY_HEAD
+    pieces[1].iov_base = cython.cast(cython.p_void, data)
+    pieces[1].iov_len = size
+    to.counted.requests[request.header.opcode] += 1
+    writev(to.fd, pieces, 2)
+
+
 @cython.cclass
 class DevFuseLoop(Loop):
     """Serves what comes from `fd`, a descriptor of /dev/fuse that is mounted or cloned, with `session`.
 
     `wait_limit`: seconds a request may wait for a lock before it is refused with ENOLCK.  Several loops may share
-    the session, each with a descriptor of its own.  The loop takes `fd` over and closes it when it is freed.
-    Raises `MemoryError`.
+    the session, each with a descriptor of its own.  With `readers` only as few of them read as keep up; `place` is a
+    number for each, from 0 on.  The loop takes `fd` over and closes it when it is freed.  Raises `MemoryError`.
     """
 
-    def __cinit__(self, session: Session, fd: int, wait_limit: float = 600.0):
+    def __cinit__(
+        self,
+        session: Session,
+        fd: int,
+        wait_limit: float = 600.0,
+        readers: Readers | None = None,
+        place: int = 0,
+    ):
         memory: cython.p_void = cython.NULL
         self.session = session
         self.fd = fd
         self.wait_limit = int(wait_limit * 1_000_000_000)
         self.room = MESSAGE_HEAD + MAX_WRITE
+        self.shared = readers is not None
+        self.readers = readers
+        self.place = place
+        self.wire.fd = fd
+        self.wire.counted = cython.address(self.counted)
+        self.request.carrier = cython.address(self.wire)
+        self.request.send = send_data
         if posix_memalign(cython.address(memory), PAGE, 2 * (PAGE + MAX_WRITE)) != 0:
             raise MemoryError
         self.memory = cython.cast(cython.pointer(uint8_t), memory)
@@ -111,6 +157,8 @@ class DevFuseLoop(Loop):
         # In this order: a read that the signal comes too early for does not sleep.
         self.set_blocking(False)
         thread = load_acquire_u32(cython.address(self.thread))
+        if self.shared:
+            self.readers.ring(self.place)
         if thread:
             syscall(SYS_tgkill, getpid(), thread, SIGUSR1)
 
@@ -129,9 +177,17 @@ class DevFuseLoop(Loop):
         served: uint32_t = 0
         got: cython.Py_ssize_t
         while not load_acquire_u32(cython.address(self.stopping)):
+            if self.shared and not self.readers.reads(self.place):
+                self.readers.stand_by(self.place, self.fd, cython.address(self.stopping))
+                continue
             got = read(self.fd, self.message, self.room)
             if got >= 0:
-                self.serve(got)
+                if self.shared:
+                    self.readers.took(self.place)
+                    self.serve(got)
+                    self.readers.gave(self.place, self.waiting_count != 0)
+                else:
+                    self.serve(got)
                 served += 1
                 if self.waiting_count and served >= BATCH:
                     served = 0
@@ -196,8 +252,13 @@ class DevFuseLoop(Loop):
         """Count a request, and write its reply.  An error has no consequence here: the request is over for the
         kernel, too.
         """
-        self.count(request)
+        reply: cython.pointer(uint8_t) = self.reply
+        if not request.sent:
+            self.count(request)
         if began:
             self.time(request, length, began)
-        if length and request.header.opcode != FUSE_INTERRUPT:
-            write(self.fd, self.reply, length)
+        if length and not request.sent and request.header.opcode != FUSE_INTERRUPT:
+            if length <= SHORT:
+                reply = self.memory
+                memcpy(reply, self.reply, length)
+            write(self.fd, reply, length)

@@ -23,6 +23,7 @@ cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
         short events
+        short revents
     int poll(pollfd* fds, unsigned long count, int timeout)
 
 cdef extern from "<stdlib.h>" nogil:

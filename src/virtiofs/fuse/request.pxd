@@ -42,6 +42,11 @@ cdef struct Operation:
     uint8_t kinds[MAX_NAMES]
     uint32_t flags
 
+cdef struct Request
+
+# Reply to the request with `size` bytes of `data`, which the caller keeps there until it returns.
+ctypedef void (*Send)(void* carrier, Request* request, const void* data, uint64_t size) noexcept nogil
+
 cdef struct Request:
     fuse_in_header header
     uint8_t* args            # ARGS_ROOM bytes: the fixed structure, zero-filled
@@ -66,6 +71,9 @@ cdef struct Request:
     uint8_t* reply           # REPLY_ROOM bytes of our own, for replies that are built before they are copied out
     uint32_t reply_size      # payload bytes of a successful reply, in `reply` or, if `in_place`, in `out`
     bint in_place
+    Send send                # how the carrier replies with data that lies elsewhere; NULL: it is to be written in place
+    void* carrier            # what `send` is told
+    bint sent                # it was called
     bint parsed              # names and structure are this request's own
     int error                # what was answered: 0 or a negative errno
     uint64_t session_flags   # what INIT negotiated

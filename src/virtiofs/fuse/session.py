@@ -116,6 +116,7 @@ class Session:
         request.out_size = writable_size
         request.reply_size = 0
         request.in_place = False
+        request.sent = False
         request.error = 0
         request.parsed = False
         request.session_flags = self.flags
@@ -159,6 +160,8 @@ class Session:
         out: fuse_out_header
         head: cython.pointer(iovec) = request.head
         request.error = error
+        if request.sent:
+            return cython.sizeof(fuse_out_header) + request.reply_size
         if error:
             request.reply_size = 0
         PROBE_REPLY(request.header.opcode, request.header.unique, error, request.reply_size)
@@ -187,6 +190,7 @@ class Session:
         """Call the handler of a request that was not finished once more: 0, a negative errno, or WAIT."""
         request.reply_size = 0
         request.in_place = False
+        request.sent = False
         request.session_flags = self.flags
         if not self.initialised:
             return -EIO  # the session ended meanwhile

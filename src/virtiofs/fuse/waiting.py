@@ -56,6 +56,7 @@ def take_up(waiting: cython.pointer(Waiting), request: cython.pointer(Request)) 
     memcpy(request.head, waiting.room, cython.sizeof(request.head))
     request.head_count = waiting.room_count
     request.parsed = True
+    request.sent = False
     request.tail_size = 0
     request.groups_count = 0
     request.data_count = 0

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file system that is measured, as one of ours: two files, one without and one with data in memory."""
+"""The file system that is measured, as one of ours: two files, one without and one with data in memory, and "calls",
+whose size is how many calls of methods were counted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import stat
 from virtiofs import Attributes, Changes, Entry, Filesystem, Opened
 
 SIZE = 1 << 20
-FILES = {b"null": 2, b"data": 3}
+FILES = {b"null": 2, b"data": 3, b"calls": 4}
 
 
 class Tree(Filesystem):
@@ -20,19 +22,23 @@ class Tree(Filesystem):
 
     def __init__(self) -> None:
         self.data = bytearray(os.urandom(SIZE))
+        self.calls = 0
 
     def attributes(self, node: int) -> Attributes:
         if node == 1:
             return Attributes(stat.S_IFDIR | 0o755, nlink=2, valid=0)
-        return Attributes(stat.S_IFREG | 0o644, SIZE if node == 3 else 0, valid=0)
+        size = SIZE if node == 3 else self.calls if node == 4 else 0
+        return Attributes(stat.S_IFREG | 0o644, size, valid=0)
 
     def lookup(self, parent: int, name: bytes) -> Entry:
+        self.calls += 1
         node = FILES.get(name)
         if node is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return Entry(node, self.attributes(node), valid=0)
 
     def getattr(self, node: int, handle: int | None) -> Attributes:
+        self.calls += 1
         return self.attributes(node)
 
     def setattr(self, node: int, changes: Changes, handle: int | None) -> Attributes:
@@ -42,26 +48,28 @@ class Tree(Filesystem):
         return Opened(node, direct_io=True)
 
     def read(self, node: int, handle: int, offset: int, size: int) -> memoryview | bytes:
+        self.calls += 1
         return memoryview(self.data)[offset : offset + size] if node == 3 else b""
 
     def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
+        self.calls += 1
         self.data[offset : offset + len(data)] = data
         return len(data)
 
 
-class Pooled(Tree):
-    """The same where methods may wait: over a queue, on threads of the pool."""
+class Threaded(Tree):
+    """The same where methods may wait: on as many threads as if nothing were said."""
 
-    threads = 4
+    threads = 8
 
 
 class Awaited(Tree):
     """The same with `async def`, as all are in pyfuse3."""
 
-    threads = 4
+    threads = 8
 
     async def getattr(self, node: int, handle: int | None) -> Attributes:  # type: ignore[override]
-        return self.attributes(node)
+        return super().getattr(node, handle)
 
     async def lookup(self, parent: int, name: bytes) -> Entry:  # type: ignore[override]
         return super().lookup(parent, name)

@@ -12,7 +12,7 @@ from typing import Any
 import mfusepy
 
 SIZE = 1 << 20
-FILES = {"/null": 2, "/data": 3}
+FILES = {"/null": 2, "/data": 3, "/calls": 4}
 
 
 class Tree(mfusepy.Operations):
@@ -20,13 +20,16 @@ class Tree(mfusepy.Operations):
 
     def __init__(self) -> None:
         self.buffer = bytearray(os.urandom(SIZE))
+        self.calls = 0
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+        self.calls += 1
         if path == "/":
             return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
         if path not in FILES:
             raise mfusepy.FuseOSError(errno.ENOENT)
-        return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": SIZE if path == "/data" else 0}
+        size = SIZE if path == "/data" else self.calls if path == "/calls" else 0
+        return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": size}
 
     def open(self, path: str, flags: int) -> int:
         return FILES[path]
@@ -35,9 +38,11 @@ class Tree(mfusepy.Operations):
         return 0
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        self.calls += 1
         return bytes(memoryview(self.buffer)[offset : offset + size]) if fh == 3 else b""
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        self.calls += 1
         self.buffer[offset : offset + len(data)] = data
         return len(data)
 
@@ -49,6 +54,7 @@ def main(mountpoint: str) -> None:
         foreground=True,
         nothreads=True,
         direct_io=True,
+        default_permissions=True,
         attr_timeout=0,
         entry_timeout=0,
         fsname="bench",

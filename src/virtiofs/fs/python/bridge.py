@@ -90,6 +90,7 @@ class Bridge(Calls):
         if not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
             raise ValueError(f"`threads` is 0 to {MAX_THREADS}, not {threads!r}")
         self.pool_threads = threads
+        self.few_readers = True  # as one at a time holds the GIL
         changes: object = filesystem.read_only
         self.read_only = read_only or (not there & CHANGING if changes is None else bool(changes))
         self.init_flags = INIT_FLAGS

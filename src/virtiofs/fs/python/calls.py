@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the steps of all operations work on: the file system, and what is known of its guest."""
 
-import inspect
 import time
 
 import cython
@@ -28,7 +27,7 @@ class Calls(Served):
     @cython.cfunc
     def result(self, found: object) -> object:
         """What a method returned, awaited if need be."""
-        if self.awaiting is not None and (inspect.isawaitable(found) or hasattr(found, "__aiter__")):
+        if self.awaiting is not None and (hasattr(found, "__await__") or hasattr(found, "__aiter__")):
             return self.awaiting.result(found)
         return found
 

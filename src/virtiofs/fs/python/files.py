@@ -120,9 +120,8 @@ def read(calls: Calls, request: cython.pointer(Request)) -> cython.int:
         size = MAX_WRITE
     if asked.offset >> 63:
         raise OSError(EINVAL, "an offset below 0")
-    return put_data(
-        request, calls.result(calls.fs.read(request.header.nodeid, asked.fh, asked.offset, size)), size
-    )
+    found = calls.result(calls.fs.read(request.header.nodeid, asked.fh, asked.offset, size))
+    return put_data(request, found, size, calls.one_thread)
 
 
 @cython.cfunc

@@ -8,7 +8,8 @@ logged with the request and is EIO for the guest.
 `def` methods run on threads of the worker's pool, several at once: `threads` of them, so state that several change
 needs a lock.  With `threads = 0` there is no pool: each method runs on the thread that took the request, which is
 quicker for those that never wait and holds up all others where one does.  `async def` methods run on one event
-loop, each holding one of the threads until it is done; a guest's INTERRUPT cancels them.
+loop, each holding one of the threads until it is done, and run by whichever of them; a guest's INTERRUPT cancels
+them.
 
 Node ids: the guest names files by numbers that the file system gives out in `lookup` and in whatever makes a file; the
 root is 1.  Each `Entry` that was returned counts one lookup of its node, and `forget` takes lookups back.  A node id

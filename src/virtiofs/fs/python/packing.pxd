@@ -14,7 +14,7 @@ cdef int put_valid(uint64_t* seconds, uint32_t* rest, double valid) except? -1
 cdef int put_attr(fuse_attr* out, Attributes attributes, uint64_t node) except? -1
 cdef int put_entry(fuse_entry_out* out, Entry entry) except? -1
 cdef int put_opened(fuse_open_out* out, object found) except? -1
-cdef int put_data(Request* request, object data, uint64_t most) except? -1
+cdef int put_data(Request* request, object data, uint64_t most, bint alone=*) except? -1
 cdef Entry is_entry(object found, str asked)
 cdef int reply_entry(Request* request, object found, str asked, bint made) except? -1
 cdef int reply_attributes(Request* request, object found, str asked) except? -1

@@ -6,9 +6,10 @@ would choke on is refused by `TypeError`, `ValueError` or `OverflowError`.
 """
 
 import cython
+from cython.cimports.cpython.buffer import PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
 from cython.cimports.libc.errno import ESTALE
-from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.libc.string import memset
 from cython.cimports.virtiofs.fs.python.replies import Attributes, Caller, Entry, Opened
 from cython.cimports.virtiofs.fuse.layout import (
@@ -26,6 +27,8 @@ from cython.cimports.virtiofs.fuse.request import Request, scatter
 
 # No validity is longer: enough for ever, and what the kernel converts does not overflow (seconds).
 MOST_VALID = cython.declare(cython.double, 1e9)
+# Copying less than this costs less than letting go of the GIL once more while the carrier takes it.
+WORTH_SENDING = cython.declare(cython.Py_ssize_t, 16384)
 
 
 # With --reload, node ids say in their upper bits which file system gave them out; 0: there is only one.
@@ -168,20 +171,30 @@ def put_opened(out: cython.pointer(fuse_open_out), found: object) -> cython.int:
 
 @cython.cfunc
 @cython.exceptval(-1)
-def put_data(request: cython.pointer(Request), data: object, most: uint64_t) -> cython.int:
-    """Copy bytes into the reply's room."""
-    view: cython.const[uint8_t][::1]
-    if len(data):
-        view = data
-        if cython.cast(uint64_t, view.shape[0]) > most:
-            raise ValueError(f"{view.shape[0]} bytes are more than the {most} that are asked for")
-        request.reply_size = scatter(
-            cython.address(view[0]),
-            cython.address(request.out),
-            cython.address(request.out_count),
-            view.shape[0],
-        )
-    request.in_place = True
+def put_data(
+    request: cython.pointer(Request), data: object, most: uint64_t, alone: cython.bint = False
+) -> cython.int:
+    """Reply with bytes: copy them into the room there is, or have the carrier take them from where they are.
+
+    The carrier takes them without the GIL.  So what can be changed, and meanwhile could not be resized, is copied
+    unless no other thread calls methods (`alone`).
+    Raises `TypeError` for what is no bytes, and `BufferError` for bytes that do not lie one after the other.
+    """
+    view: Py_buffer
+    PyObject_GetBuffer(data, cython.address(view), PyBUF_SIMPLE)
+    try:
+        if cython.cast(uint64_t, view.len) > most:
+            raise ValueError(f"{view.len} bytes are more than the {most} that are asked for")
+        if request.send != cython.NULL and view.len >= WORTH_SENDING and (view.readonly or alone):
+            with cython.nogil:
+                request.send(request.carrier, request, view.buf, view.len)
+        else:
+            request.in_place = True
+            request.reply_size = scatter(
+                view.buf, cython.address(request.out), cython.address(request.out_count), view.len
+            )
+    finally:
+        PyBuffer_Release(cython.address(view))
     return 0
 
 

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+from virtiofs.fuse.request import Handlers
+
+class Bare(Handlers): ...
+
+def main() -> None: ...
