@@ -290,8 +290,10 @@ def test_a_call_is_one_read_and_one_write_and_puts_one_thread_to_sleep(tmp_path,
         for _ in range(calls):
             os.fstat(file.fileno())
         read, written, slept = (after - first for after, first in zip(so_far(), before, strict=True))
-        assert written == calls and calls <= read <= calls + 8
-        assert slept < 1.5 * calls  # handed to another thread and back it would be three times as often
+        # A little more where the machine is busy: a request that lay for a while calls another thread.  Handed to
+        # another thread and back, each call would have two of each, and three sleeps.
+        assert calls <= read < 1.5 * calls and calls <= written < 1.5 * calls
+        assert slept < 1.5 * calls
 
 
 def test_methods_that_wait_get_the_threads_they_need_and_then_one_reads_again(tmp_path):

@@ -286,7 +286,7 @@ complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l target -x -d 'onl
 complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l work -x -d 'only works whose name holds this; see --list'
 complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l quick -d 'a minute or two: few small files, one round'
 complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l rounds -x -d 'how often each target does all of it (3)'
-complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l kernel -xka "(__fish_complete_path (commandline -ct))" -d 'a kernel with 9p (default: the testbed'"'"'s amd64)'
+complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l kernel -xka "(__fish_complete_path (commandline -ct))" -d 'a kernel with 9p (default: that of tools/trixie or tools/testbed)'
 complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l accel -xka "auto kvm tcg" -d 'default: KVM where it works, else TCG'
 complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l directory -xka "(__fish_complete_directories)" -d 'make the files here instead of in a temporary directory'
 complete -c virtiofs -n '_shtab_virtiofs_using bench-guest' -l list -d 'name the targets and works there are, and end'
