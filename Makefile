@@ -19,8 +19,8 @@ help:
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
 	@echo "make guests   Debian packages and a kernel for guests"
-	@echo "make testbed  that, libvirt and virtme-ng, and as root a newer QEMU and kernel, beside the system"
-	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=qemu kernel for those)"
+	@echo "make testbed  that, libvirt and virtme-ng, and as root a newer QEMU, kernel and libvirt, beside the system"
+	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=... for others)"
 	@echo "make packages sdist and wheels in dist/, installed and tried on a bare Debian 12 and 13 (root; docs/packaging.md)"
 	@echo "make manual   manual pages and shell completions, from the option tables"
 	@echo "make clean    remove what was built"
@@ -77,13 +77,13 @@ fuzz: $(VENV)/.installed
 guests:
 	@$(PYTHON) tools/testbed
 
-# What starts daemons of this kind; and of Debian 13 QEMU and a kernel for DAX, and the Rust virtiofsd, which only root
-# can prepare.
+# What starts daemons of this kind; and of Debian 13 QEMU and a kernel for DAX, the Rust virtiofsd, libvirt, and a system
+# to boot, which only root can prepare.
 testbed:
 	@$(PYTHON) tools/testbed --clients
 	@$(PYTHON) tools/testbed --flavour amd64
-	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu kernel || \
-	    echo "tests of DAX in guests and of the Rust virtiofsd are skipped"; fi
+	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu libvirt kernel guest || \
+	    echo "tests of DAX in guests, of the Rust virtiofsd, of its libvirt and of whole systems are skipped"; fi
 
 # Libraries whose file systems are served as well; pyfuse3 is built with what the testbed installs.
 foreign: $(VENV)/.installed
