@@ -6,13 +6,14 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test heavy check bench bench-guest build debug fuzz foreign guests packages manual testbed testbed-trixie lint types quick clean
+.PHONY: help demo test heavy check clients bench bench-guest build debug fuzz foreign guests packages manual testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
 	@echo "make test     everything: lint, types, unit, protocol and guest tests"
 	@echo "make check    the quick loop: lint, types, unit and protocol tests of our own daemon"
 	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
+	@echo "make clients  programs that start a virtio-fs daemon, unmodified, with ours (docs/clients.md; root)"
 	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md, .html and dax.md (fifteen minutes)"
 	@echo "make bench-guest  compare virtio-fs with 9p, NFS and a disk image in one guest; writes benchmarks/guest.md and .html"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
@@ -37,6 +38,11 @@ heavy: build
 	@if [ -n "$(DIR)" ] || [ -e /dev/fuse ]; then \
 	    $(RUN) tests/heavy/run $(or $(DIR),--mount) --size $(SIZE); \
 	else echo "heavy suites left out: there is no /dev/fuse, and no DIR= is named"; fi
+
+# With one more that `make test` leaves out, as it takes a root file system of the next Debian.
+clients: build testbed
+	@$(PYTHON) tools/trixie vmspawn || echo "going on without systemd-vmspawn"
+	$(RUN) -m pytest tests/clients
 
 check: lint types build
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not guest" --device ours
