@@ -10,7 +10,11 @@ import pytest
 
 from virtiofs.vm.kernel import cache_directory
 
-ALONE = ("unshare", "--mount", "--propagation", "private", "sh", "-c")
+# What does not end in time leaves no process behind: timeout(1) ends all that the shell started.
+ALONE = (
+    *("timeout", "--kill-after=10", "220"),
+    *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
+)
 
 # $1 is that Debian, in which what is written stays in memory, $2 the test's own directory, seen in there as well.
 _ENTER = """

@@ -2,7 +2,8 @@
 """libvirt, as Debian packages it, starts a domain with a <filesystem> and our daemon as its <binary>.
 
 libvirtd runs in mounts of its own, with empty directories where it keeps things: nothing of the machine's libvirt, if
-it has one, is touched.  A newer one runs in a root file system of its own, of which it changes nothing.
+it has one, is touched.  A newer one runs in a root file system of its own, of which it changes nothing; as an ordinary
+user's it runs beside this machine's programs, so that the daemon is started by that user as well.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from started import arguments_of
 from virtiofs.vm.kernel import find_kernel
 
 pytestmark = pytest.mark.guest
-SECONDS = 120
+SECONDS = 240
 
 # The system's daemon, without what it asks of a whole system: its user, cgroups, security labels.
 SETUP = """
@@ -48,14 +49,46 @@ SETUP = """
     stdio_handler = "file"
     END
     libvirtd &
+    connection=qemu:///system
+    logs=/var/log/libvirt/qemu
+"""
+
+# $1 is the newer root file system, whose libvirtd runs here by its own loader.
+SESSION = """
+    set -eu
+    for part in usr/lib/x86_64-linux-gnu/libvirt usr/share/libvirt usr/lib/libvirt; do
+        mount --bind "$1/$part" "/$part"
+    done
+    mount -t tmpfs -o mode=755 tmpfs /mnt  # names of sockets have to be short
+    cd /mnt
+    mkdir -p home/.config/libvirt run
+    chmod 700 run
+    echo 'stdio_handler = "file"' >home/.config/libvirt/qemu.conf
+    (cat /etc/passwd; echo "tester:x:1234:1234::/mnt/home:/bin/sh") >passwd
+    (cat /etc/group; echo "tester:x:1234:") >group
+    mount --bind passwd /etc/passwd
+    mount --bind group /etc/group
+    shift
+    unset XDG_CACHE_HOME XDG_CONFIG_HOME
+    HOME=/mnt/home XDG_RUNTIME_DIR=/mnt/run exec unshare --user --map-user=1234 --map-group=1234 sh -c "$@"
+"""
+AS_USER = """
+    set -eu
+    "$1/lib64/ld-linux-x86-64.so.2" --library-path "$1/usr/lib/x86_64-linux-gnu" "$1/usr/sbin/libvirtd" &
+    connection=qemu:///session
+    logs=$HOME/.cache/libvirt/qemu/log
+    shift
+"""
+
+RUN = """
     daemon=$!
     trap 'kill $daemon; wait $daemon 2>/dev/null || true' EXIT
-    until virsh -q -c qemu:///system version >/dev/null 2>&1; do kill -0 $daemon; done
-    virsh -c qemu:///system version
-    virsh -q -c qemu:///system create "$1"
+    until virsh -q -c $connection version >/dev/null 2>&1; do kill -0 $daemon; done
+    virsh -c $connection version --daemon
+    virsh -q -c $connection create "$1"
     # A domain that powers off is gone; its console is in a file.
-    while virsh -q -c qemu:///system domstate virtiofs-test >/dev/null 2>&1; do kill -0 $daemon; done
-    cat /var/log/libvirt/qemu/*-fs0-virtiofsd.log
+    while virsh -q -c $connection domstate virtiofs-test >/dev/null 2>&1; do kill -0 $daemon; done
+    cat $logs/*-fs0-virtiofsd.log
 """
 
 DOMAIN = """
@@ -118,21 +151,29 @@ MORE_SCRIPT = """
 
 
 class Libvirt(NamedTuple):
-    """`command` sets libvirtd up and runs the domain whose file is added to it; `newer` is of version 11."""
+    """`command` sets libvirtd up and runs the domain whose file is added to it; `kind` is that of KINDS."""
 
     command: list[str]
-    newer: bool
+    kind: str
 
 
-@pytest.fixture(params=["installed", "newer"])
+KINDS = ("installed", "newer", "newer, of an ordinary user")
+
+
+@pytest.fixture(params=KINDS)
 def libvirt(request: pytest.FixtureRequest, tmp_path: Path) -> Libvirt:
-    if request.param == "newer":
-        needed = ("usr/sbin/libvirtd", "usr/bin/virsh", "usr/bin/qemu-system-x86_64")
-        root = another_root.prepared("trixie", "libvirt qemu", *needed)
-        return Libvirt(another_root.command(root, tmp_path, SETUP), True)
-    if shutil.which("libvirtd") is None or shutil.which("virsh") is None:
+    kind = request.param
+    if kind != "newer" and (shutil.which("libvirtd") is None or shutil.which("virsh") is None):
         pytest.skip("no libvirtd: install libvirt-daemon-driver-qemu and libvirt-clients (make testbed)")
-    return Libvirt([*another_root.ALONE, textwrap.dedent(SETUP), "sh"], False)
+    alone = [*another_root.ALONE]
+    if kind == "installed":
+        return Libvirt([*alone, textwrap.dedent(SETUP + RUN), "sh"], kind)
+    needed = ("usr/sbin/libvirtd", "usr/bin/virsh", "usr/bin/qemu-system-x86_64")
+    root = another_root.prepared("trixie", "libvirt qemu", *needed)
+    if kind == "newer":
+        return Libvirt(another_root.command(root, tmp_path, SETUP + RUN), kind)
+    inner = [textwrap.dedent(AS_USER + RUN), "sh", str(root)]
+    return Libvirt([*alone, textwrap.dedent(SESSION), "sh", str(root), *inner], kind)
 
 
 def test_a_domain_reads_and_writes_its_share(libvirt: Libvirt, virtiofsd: Path, tmp_path: Path) -> None:
@@ -146,11 +187,11 @@ def test_a_domain_reads_and_writes_its_share(libvirt: Libvirt, virtiofsd: Path, 
     (share / "greeting").write_text("hello from the host\n")
     script = "cat greeting; echo made >reply; grep /mnt /proc/mounts"
     ramdisk.write_bytes(
-        power_off_image.build(kernel, "data", script + (MORE_SCRIPT if libvirt.newer else ""))
+        power_off_image.build(kernel, "data", script + (MORE_SCRIPT if libvirt.kind == "newer" else ""))
     )
     for directory in (tmp_path, *tmp_path.parents[:2]):
         os.chmod(directory, 0o755)
-    more = MORE.format(virtiofsd=virtiofsd, share=share) if libvirt.newer else ""
+    more = MORE.format(virtiofsd=virtiofsd, share=share) if libvirt.kind == "newer" else ""
     domain.write_text(
         textwrap.dedent(DOMAIN).format(
             kernel=image, ramdisk=ramdisk, virtiofsd=virtiofsd, share=share, console=console, more=more
@@ -169,11 +210,14 @@ def test_a_domain_reads_and_writes_its_share(libvirt: Libvirt, virtiofsd: Path, 
     lines = arguments_of(virtiofsd)
     served = next(line for line in lines if str(share) in line)
     assert "--fd=" in served
-    if libvirt.newer:
-        assert "Using library: libvirt 11." in ended.stdout
+    if libvirt.kind != "installed":
+        assert "Running against daemon: 11." in ended.stdout
         assert "--print-capabilities" in lines
+    if libvirt.kind == "newer":
         assert "owners 0 0" in seen
         made = (share / "mapped" / "new").stat()
         assert (made.st_uid, made.st_gid) == (100000, 200000)
         assert "/fixed/new: Read-only file system" in seen
         assert not (share / "fixed" / "new").exists()
+    if "user" in libvirt.kind:
+        assert "--uid-map=:0:1234:1: --gid-map=:0:1234:1:" in served

@@ -17,7 +17,7 @@ import pytest
 from virtiofs.vm.kernel import find_kernel
 
 pytestmark = pytest.mark.guest
-SECONDS = 120
+SECONDS = 240
 
 
 class Form(NamedTuple):
