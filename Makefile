@@ -30,7 +30,7 @@ demo: build guests
 	@tools/demo $(VENV)/bin/virtiofs
 
 test: lint types testbed foreign quick heavy
-	$(RUN) -m pytest -m guest
+	$(RUN) -m pytest -m "guest and not clients"
 
 # Without DIR on a mount of our own, where the kernel lets us.
 heavy: build
@@ -39,7 +39,7 @@ heavy: build
 	    $(RUN) tests/heavy/run $(or $(DIR),--mount) --size $(SIZE); \
 	else echo "heavy suites left out: there is no /dev/fuse, and no DIR= is named"; fi
 
-# With one more that `make test` leaves out, as it takes a root file system of the next Debian.
+# With those that `make test` leaves out, for time, and as one takes a root file system of the next Debian.
 clients: build testbed
 	@$(PYTHON) tools/trixie vmspawn || echo "going on without systemd-vmspawn"
 	$(RUN) -m pytest tests/clients

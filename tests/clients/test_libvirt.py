@@ -157,7 +157,7 @@ class Libvirt(NamedTuple):
     kind: str
 
 
-KINDS = ("installed", "newer", "newer, of an ordinary user")
+KINDS = ("installed", "newer", pytest.param("newer, of an ordinary user", marks=pytest.mark.clients))
 
 
 @pytest.fixture(params=KINDS)

@@ -13,7 +13,7 @@ from started import arguments_of
 
 from virtiofs.vm.kernel import newer_kernel
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.clients]
 SECONDS = 240
 
 # It counts on the system's bus, and on being a service: without a systemd that makes it one, it is put where it looks.
