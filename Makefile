@@ -6,21 +6,22 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find src -name '*.py' -o -name '*.pxd') setup.py
 
-.PHONY: help demo test heavy check bench bench-guest build debug fuzz foreign guests packages manual testbed testbed-trixie lint types quick clean
+.PHONY: help demo test heavy check clients bench bench-guest build debug fuzz foreign guests packages manual testbed testbed-trixie lint types quick clean
 
 help:
 	@echo "make demo     a guest lists, checksums and writes files of a real directory"
 	@echo "make test     everything: lint, types, unit, protocol and guest tests"
 	@echo "make check    the quick loop: lint, types, unit and protocol tests of our own daemon"
 	@echo "make heavy    CPython's tests, stress-ng, fio, SQLite and git on a mount of ours, or on DIR=... (docs/testing.md)"
+	@echo "make clients  programs that start a virtio-fs daemon, unmodified, with ours (docs/clients.md; root)"
 	@echo "make bench    measure this daemon and others side by side; writes benchmarks/latest.md, .html and dax.md (fifteen minutes)"
 	@echo "make bench-guest  compare virtio-fs with 9p, NFS and a disk image in one guest; writes benchmarks/guest.md and .html"
 	@echo "make debug    build with assertions and sanitisers into build/debug, and run the quick tests there"
 	@echo "make fuzz     feed hostile bytes to what parses them, for T=600 seconds in total (docs/fuzzing.md)"
 	@echo "make build    the virtual environment and the compiled modules"
 	@echo "make guests   Debian packages and a kernel for guests"
-	@echo "make testbed  that, libvirt and virtme-ng, and as root a newer QEMU and kernel, beside the system"
-	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=qemu kernel for those)"
+	@echo "make testbed  that, libvirt and virtme-ng, and as root a newer QEMU, kernel and libvirt, beside the system"
+	@echo "make testbed-trixie  the Rust virtiofsd of Debian 13, in the cache directory (root; PARTS=... for others)"
 	@echo "make packages sdist and wheels in dist/, installed and tried on a bare Debian 12 and 13 (root; docs/packaging.md)"
 	@echo "make manual   manual pages and shell completions, from the option tables"
 	@echo "make clean    remove what was built"
@@ -29,7 +30,7 @@ demo: build guests
 	@tools/demo $(VENV)/bin/virtiofs
 
 test: lint types testbed foreign quick heavy
-	$(RUN) -m pytest -m guest
+	$(RUN) -m pytest -m "guest and not clients"
 
 # Without DIR on a mount of our own, where the kernel lets us.
 heavy: build
@@ -37,6 +38,11 @@ heavy: build
 	@if [ -n "$(DIR)" ] || [ -e /dev/fuse ]; then \
 	    $(RUN) tests/heavy/run $(or $(DIR),--mount) --size $(SIZE); \
 	else echo "heavy suites left out: there is no /dev/fuse, and no DIR= is named"; fi
+
+# With those that `make test` leaves out, for time, and as one takes a root file system of the next Debian.
+clients: build testbed
+	@$(PYTHON) tools/trixie vmspawn || echo "going on without systemd-vmspawn"
+	$(RUN) -m pytest tests/clients
 
 check: lint types build
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not guest" --device ours
@@ -77,13 +83,13 @@ fuzz: $(VENV)/.installed
 guests:
 	@$(PYTHON) tools/testbed
 
-# What starts daemons of this kind; and of Debian 13 QEMU and a kernel for DAX, and the Rust virtiofsd, which only root
-# can prepare.
+# What starts daemons of this kind; and of Debian 13 QEMU and a kernel for DAX, the Rust virtiofsd, libvirt, and a system
+# to boot, which only root can prepare.
 testbed:
 	@$(PYTHON) tools/testbed --clients
 	@$(PYTHON) tools/testbed --flavour amd64
-	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu kernel || \
-	    echo "tests of DAX in guests and of the Rust virtiofsd are skipped"; fi
+	@if [ "$$(id -u)" = 0 ]; then $(PYTHON) tools/trixie virtiofsd qemu libvirt kernel guest || \
+	    echo "tests of DAX in guests, of the Rust virtiofsd, of its libvirt and of whole systems are skipped"; fi
 
 # Libraries whose file systems are served as well; pyfuse3 is built with what the testbed installs.
 foreign: $(VENV)/.installed

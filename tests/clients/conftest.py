@@ -30,12 +30,16 @@ def everything_is_there() -> None:
 
 @pytest.fixture
 def virtiofsd(tmp_path: Path) -> Path:
-    """Our drop-in as a program of that name, which notes how it was started in `virtiofsd.arguments` beside it."""
+    """Our drop-in as a program of that name, which notes how it was started in `virtiofsd.arguments` beside it.
+
+    It is this machine's program also where it is started from another root file system.
+    """
     program = tmp_path / "bin" / "virtiofsd"
     program.parent.mkdir()
     program.write_text(
         f'#!/bin/sh\necho "$@" >>{program}.arguments\n'
-        f'PYTHONPATH={SOURCES} exec {sys.executable} -m virtiofs.cli.virtiofsd "$@"\n'
+        f"[ -d {SOURCES} ] || here='nsenter --mount=/proc/{os.getpid()}/ns/mnt --'\n"
+        f'exec $here env PYTHONPATH={SOURCES} {sys.executable} -m virtiofs.cli.virtiofsd "$@"\n'
     )
     program.chmod(0o755)
     return program

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from virtiofs.vm.cpio import Archive
@@ -30,8 +31,11 @@ poweroff -f
 """
 
 
-def build(kernel: Kernel, tag: str, script: str) -> bytes:
-    """A RAM disk for `kernel` in which `script` runs with the share `tag` as its directory."""
+def build(kernel: Kernel, tag: str, script: str, modules: Sequence[str] = ()) -> bytes:
+    """A RAM disk for `kernel` in which `script` runs with the share `tag` as its directory.
+
+    `modules` are loaded besides those a share takes on PCI.
+    """
     archive = Archive()
     for directory in ("bin", "dev", "proc", "sys", "modules", "mnt"):
         archive.add_directory(directory)
@@ -39,7 +43,7 @@ def build(kernel: Kernel, tag: str, script: str) -> bytes:
     archive.add_file("bin/busybox", find_busybox().read_bytes(), 0o755)
     order = []
     if kernel.modules is not None:
-        for path in kernel.modules.load_order(NEEDED_MODULES):
+        for path in kernel.modules.load_order([*NEEDED_MODULES, *modules]):
             name = f"/modules/{Path(path.name.partition('.ko')[0]).name}.ko"
             archive.add_file(name, read_module(path))
             order.append(name)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,10 +32,11 @@ def shell(script: bytes, *words: str) -> bytes:
 
 
 @needs_shell
-@pytest.mark.parametrize("rootfs", [False, True])
-def test_the_init_script_is_correct_shell_whatever_the_mount_points_are_called(rootfs: bool) -> None:
-    script = ramdisk.init_script([Share("tag", "/s", "/a"), Share("t'ag", "/s", f"/{NASTY}", True)], rootfs)
-    assert b"@" not in script
+@pytest.mark.parametrize(("rootfs", "init"), [(False, ""), (True, ""), (True, f"/sbin/{NASTY}")])
+def test_the_init_script_is_correct_shell_whatever_things_are_called(rootfs: bool, init: str) -> None:
+    shares = [Share("tag", "/s", "/a"), Share("t'ag", "/s", f"/{NASTY}", True)]
+    script = ramdisk.init_script(shares, rootfs, init)
+    assert not re.search(rb"@[A-Z]+@", script)
     shell(script, "-n")
 
 
@@ -70,6 +72,8 @@ def test_a_command_that_cannot_be_passed_is_refused(command: list[str], reason: 
         ({"shares": [Share("t" * 37, "/s", "/a")]}, "1 to 36 bytes"),
         ({"shares": [Share("t", "/s", "/")]}, "mount point"),
         ({"shares": [Share("t", "/s", "relative")]}, "mount point"),
+        ({"shares": [Share("t", "/s", "/a")], "init": "/sbin/init"}, "an init is"),
+        ({"shares": [Share("t", "/s", "/")], "rootfs": True, "init": "init"}, "an init is"),
         ({"accelerator": "hvf"}, "accelerator"),
         ({"cpus": 0}, "at least one CPU"),
         ({"memory": "1M"}, "at least 128M"),

@@ -214,6 +214,8 @@ def test_a_daemon_that_says_nothing_on_it_has_failed(
         (["--", "ls"], "nothing to share: add --share DIR"),
         (["--share", "dir"], "no command to run"),
         (["--rootfs", "dir:/x", "--", "ls"], "--rootfs takes DIR or DIR:ro"),
+        (["--share", "dir", "--init", "--", "ls"], "add --rootfs DIR"),
+        (["--rootfs", "dir", "--init", "sbin/init", "--", "ls"], "'sbin/init'"),
         (["--share", "dir:/", "--", "ls"], "mount point"),
         (["--share", "dir", "--quota", "much", "--", "ls"], "--quota: a size is"),
         (["--share", "dir:quota=1K1", "--", "ls"], "dir:quota=1K1: a size is"),

@@ -5,6 +5,7 @@
     virtiofs run --share src:/src:ro --share out:/out -- sh -c 'cp -r /src/. /out/'
     virtiofs run --share out:/out --quota 1G -- sh -c 'cp -r /usr /out'
     virtiofs run --rootfs /srv/alpine -- /bin/cat /etc/os-release
+    virtiofs run --rootfs /srv/debian --init -- systemctl status
     virtiofs run --share examples/hello.py:Hello -- cat /mnt/hello
 
 One daemon per share, one guest, one command.  What the command writes comes out here byte for byte, and its
@@ -33,7 +34,7 @@ from virtiofs.cli.pythonshare import is_class
 from virtiofs.cli.sizes import parse_size
 from virtiofs.fs.adapters.foreign import is_url
 from virtiofs.vm import process
-from virtiofs.vm.guest import Guest, GuestError, GuestTimeout, Share
+from virtiofs.vm.guest import Guest, GuestError, GuestTimeout, PoweredOff, Share
 
 __all__ = ["add_arguments", "main"]
 
@@ -130,6 +131,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--rootfs", metavar="DIR[:ro]", help="boot with DIR as the guest's root file system")
     add(
+        "--init",
+        nargs="?",
+        const="/sbin/init",
+        metavar="PROGRAM",
+        help="let that system boot by itself: its own init (default: /sbin/init) is process 1, COMMAND runs when its"
+        " services are up, and then it powers off; without COMMAND or a terminal it runs until it powers itself off"
+        " (docs/rootfs.md)",
+    )
+    add(
         "--workspace",
         metavar="DIRECTORY",
         help="leave the directory of --rootfs, or of the only --share, as it is, and keep what the guest changes there"
@@ -205,7 +215,7 @@ def main(args: argparse.Namespace) -> int:
     daemons: list[Daemon] = []
     previous = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        if not command and not interactive:
+        if not command and not interactive and not args.init:
             raise GuestError(
                 "no command to run in the guest: add `-- COMMAND` (or run it on a terminal for a shell)"
             )
@@ -406,6 +416,7 @@ def _guest(
         cpus=args.cpus,
         queues=args.queues,
         rootfs=bool(args.rootfs),
+        init=args.init or "",
         append=args.append,
         accelerator=args.accel,
         verbose=args.verbose,
@@ -419,6 +430,9 @@ def _run(guest: Guest, command: list[str], interactive: bool, with_stdin: bool, 
     left = deadline - time.monotonic()
     if interactive:
         return _interact(guest, left)
+    if not command:
+        guest.wait_for_power_off(left)
+        return 0
     result = guest.run(
         [os.fsencode(word) for word in command],
         left,
@@ -437,6 +451,8 @@ def _interact(guest: Guest, seconds: float) -> int:
     tty.setraw(0)
     try:
         return guest.interact(["/bin/sh"], 0, lambda data: _write(1, data), seconds)
+    except PoweredOff:
+        return 0
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
@@ -448,6 +464,8 @@ def _mounts(args: argparse.Namespace) -> list[Mount]:
         if root.mountpoint is not None:
             raise GuestError("--rootfs takes DIR or DIR:ro; its mount point is /")
         mounts.insert(0, root)
+    elif args.init:
+        raise GuestError("--init is a program of the root file system: add --rootfs DIR")
     if args.quota is not None:
         _check_quota(args.quota, "--quota")
         mounts = [

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GuestError", "GuestTimeout", "MissingPart"]
+__all__ = ["GuestError", "GuestTimeout", "MissingPart", "PoweredOff"]
 
 
 class GuestError(Exception):
@@ -16,6 +16,10 @@ class GuestError(Exception):
 
 class GuestTimeout(GuestError):
     """The guest did not boot, or the command did not end, in the time it was given."""
+
+
+class PoweredOff(GuestError):
+    """The guest powered itself off, as one does that was told to inside."""
 
 
 class MissingPart(GuestError):

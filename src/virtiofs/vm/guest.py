@@ -29,19 +29,20 @@ from typing import NamedTuple
 
 from virtiofs.vm import accelerator as accelerators
 from virtiofs.vm import process, qemu, ramdisk
-from virtiofs.vm.errors import GuestError, GuestTimeout
+from virtiofs.vm.errors import GuestError, GuestTimeout, PoweredOff
 from virtiofs.vm.kernel import Kernel, find_kernel, newer_kernel
 from virtiofs.vm.qemu import Channels, Machine, Share
 from virtiofs.vm.qmp import Monitor
 from virtiofs.vm.stream import Cut
 
-__all__ = ["Guest", "GuestError", "GuestTimeout", "Result", "Share"]
+__all__ = ["Guest", "GuestError", "GuestTimeout", "PoweredOff", "Result", "Share"]
 
 Sink = Callable[[bytes], object]
 
 _ARGUMENT_LIMIT = 131071  # bytes: MAX_ARG_STRLEN of Linux, less its NUL
 _PROBE_SECONDS = 6.0  # a kernel that KVM really runs is up in less than one
 _TICK_SECONDS = 0.2
+_SERVICES_SECONDS = 120.0  # systemd waits for a service that does not stop for 90
 
 
 class Result(NamedTuple):
@@ -66,6 +67,7 @@ class Guest:
     queues      request queues of each share
     timeout     seconds a boot may take, and a run() that names no other time
     rootfs      the first share becomes the root file system
+    init        a program of that root file system to be process 1: the boot is its own then, and so is the power-off
     extra_files put in the RAM disk: path in the guest -> contents (bytes) or a host file or directory;
                 commands do not see it if they live in a root file system of their own
     append      more words for the kernel's command line
@@ -88,6 +90,7 @@ class Guest:
         queues: int = 1,
         timeout: float = 300.0,
         rootfs: bool = False,
+        init: str = "",
         extra_files: ramdisk.ExtraFiles | None = None,
         append: str = "",
         accelerator: str = "auto",
@@ -100,13 +103,14 @@ class Guest:
     ) -> None:
         """Nothing is started yet.  Raises ValueError for arguments that make no guest."""
         self.shares = [Share(*share) for share in shares]
-        self._check(rootfs, accelerator, cpus, queues)
+        self._check(rootfs, init, accelerator, cpus, queues)
         self.kernel_path = kernel
         self.memory = qemu.memory_size(memory)
         self.cpus = cpus
         self.queues = queues
         self.timeout = timeout
         self.rootfs = rootfs
+        self.init = init
         self.extra_files = extra_files
         self.append = append
         self.accelerator = accelerator
@@ -133,9 +137,11 @@ class Guest:
         self._reset_expected = False
         self._log_start = 0  # where this boot begins in the console's text
 
-    def _check(self, rootfs: bool, accelerator: str, cpus: int, queues: int) -> None:
+    def _check(self, rootfs: bool, init: str, accelerator: str, cpus: int, queues: int) -> None:
         if rootfs and not self.shares:
             raise ValueError("a root file system needs a share")
+        if init and not (rootfs and init.startswith("/")):
+            raise ValueError(f"an init is a path in a root file system, as /sbin/init, not {init!r}")
         if len({share.tag for share in self.shares}) != len(self.shares):
             raise ValueError("two shares have the same tag")
         for share in self.shares:
@@ -173,12 +179,25 @@ class Guest:
         try:
             if self._state == "idle":
                 self._state = "busy"
+                if self.init:
+                    self._report("waiting for the guest's power-off")
                 self._tell("halt")
-                self._wait_for_line("halted", time.monotonic() + 30.0)
+                self._wait_for_line("halted", time.monotonic() + (_SERVICES_SECONDS if self.init else 30.0))
         except GuestError:
             pass  # it is going away in any case
         finally:
             self._clean_up()
+
+    def wait_for_power_off(self, timeout: float | None = None) -> None:
+        """Return when the guest has powered itself off.  Raises as run() does."""
+        self._require_idle()
+        self._state = "busy"
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        try:
+            while True:
+                self._pump(deadline, "the guest did not power off in time")
+        except PoweredOff:
+            return
 
     def reboot(self, orderly: bool = False, timeout: float | None = None) -> None:
         """Reset the guest and wait until it is up again with its shares mounted.
@@ -335,7 +354,9 @@ class Guest:
             self.accelerator = accelerators.choose(kernel, program.path, self._boots_with_kvm)
         self._directory = Path(tempfile.mkdtemp(prefix="virtiofs-guest-"))
         image = self._directory / "ramdisk"
-        image.write_bytes(ramdisk.build(kernel, self.shares, self.rootfs, self.extra_files, self.modules))
+        image.write_bytes(
+            ramdisk.build(kernel, self.shares, self.rootfs, self.extra_files, self.modules, self.init)
+        )
         names = ["monitor", *qemu.PORTS] + (["terminal"] if self._wants_terminal else [])
         theirs: dict[str, socket.socket] = {}
         try:
@@ -353,7 +374,7 @@ class Guest:
                 memory=self.memory,
                 cpus=self.cpus,
                 queues=self.queues,
-                append=self.append,
+                append=f"{ramdisk.init_words(self.shares[0]) if self.init else ''} {self.append}".strip(),
                 verbose=self.verbose,
                 dax=self.dax,
                 devices=self.devices,
@@ -535,7 +556,8 @@ class Guest:
                 # Before it could speak to us, init says on the console what it cannot do without.
                 lacking = re.search(r"^virtiofs: (it .*)$", self.console(5), re.MULTILINE)
                 message = self._kernel_lacks(lacking[1]) if lacking else "the guest powered off"
-                raise GuestError(message, self._details())
+                by_itself = not lacking and event["data"].get("reason") == "guest-shutdown"
+                raise (PoweredOff if by_itself else GuestError)(message, self._details())
             if event["event"] == "RESET" and event["data"].get("guest") and not self._reset_expected:
                 panic = re.search(r"Kernel panic - not syncing: (.*)", self.console()[self._log_start :])
                 reason = (

@@ -14,6 +14,10 @@ only once, so that `echo >/dev/stderr` would fail.
 
 With a root file system of its own the share is moved over "/", and commands enter it by chroot: init keeps
 its busybox below, so nothing needs to be in the share for this to work, and nothing is written to it.
+
+With an init of that root file system's own, /init becomes that program, in the same way.  What listens on the
+control port is a process of its own then; it is "ready" when the boot is over, as far as that init tells, and a halt
+is the guest's own power-off.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from virtiofs.vm.kernel import NEEDED_MODULES, Kernel
 from virtiofs.vm.modules import read_module
 from virtiofs.vm.qemu import PORTS, Share
 
-__all__ = ["ExtraFiles", "build", "find_busybox", "init_script"]
+__all__ = ["ExtraFiles", "build", "find_busybox", "init_script", "init_words"]
 
 ExtraFiles = Mapping[str, "bytes | str | os.PathLike[str]"]
 """Path in the guest -> its contents (an executable file), or a host path: a file or a whole directory."""
@@ -68,12 +72,16 @@ root= mounted=
 lost() { echo "virtiofs: $*"; poweroff -f; }
 fail() { echo "failed $*" >&9; while :; do sleep 1000; done; }
 
-# DIRECTORY: the file systems every program expects.
-system_mounts() {
+# DIRECTORY: the file systems every init expects.
+first_mounts() {
     [ -d "$1/proc" ] && mount -t proc proc "$1/proc"
     [ -d "$1/sys" ] && mount -t sysfs sysfs "$1/sys"
-    [ -d "$1/dev" ] || return 0
-    mount -t devtmpfs devtmpfs "$1/dev"
+    [ -d "$1/dev" ] && mount -t devtmpfs devtmpfs "$1/dev"
+}
+
+# DIRECTORY: the file systems every program expects.
+system_mounts() {
+    first_mounts "$1" || return 0
     mkdir -p "$1/dev/pts" "$1/dev/shm"
     mount -t devpts devpts "$1/dev/pts"
     mount -t tmpfs tmpfs "$1/dev/shm"
@@ -107,12 +115,16 @@ settle() {
 system_mounts ""
 while read -r module; do insmod "$module"; done </modules/order
 [ -d /sys/bus/virtio/drivers/virtio_console ] || lost "it has no virtio console (CONFIG_VIRTIO_CONSOLE)"
+find_ports() {
+    set -- /dev/vport*p@LAST@
+    port=${1%p@LAST@}p
+    [ -c "$1" ]
+}
 tries=0
-until set -- /dev/vport*p@LAST@ && [ -c "$1" ]; do
+until find_ports; do
     [ $((tries += 1)) -lt 500 ] || lost "its virtio console shows no ports"
     sleep 0.01
 done
-port=${1%p@LAST@}p
 exec 9<>"${port}@CONTROL@"
 echo "boot $(cat /proc/sys/kernel/random/boot_id)" >&9
 cat </run/stdout >"${port}@STDOUT@" 2>/dev/null &
@@ -122,36 +134,74 @@ grep -qw virtiofs /proc/filesystems || fail "no virtiofs"
 """
 
 _COMMANDS = """\
-echo ready >&9
-while :; do
-    # A host that has gone away reads as an end of file.
-    read -r verb nonce length input <&9 || lost "the host has gone away"
-    case $verb in
-    run)
-        head -c "$length" <&9 >/run/command
-        printf '\\0%s<' "$nonce" >&7
-        printf '\\0%s<' "$nonce" >&8
-        (
-            [ "$input" = stdin ] || exec 6</dev/null
-            exec 0<&6 1>&7 2>&8 6<&- 7>&- 8>&- 9>&-
-            . /run/command
-        )
-        status=$?
-        printf '\\0%s>' "$nonce" >&7
-        printf '\\0%s>' "$nonce" >&8
-        echo "status $nonce $status" >&9
-        ;;
-    halt)
-        settle
-        echo halted >&9
-        poweroff -f
-        ;;
-    reboot)
-        settle
-        reboot -f
+commands() {
+    echo ready >&9
+    while :; do
+        # A host that has gone away reads as an end of file.
+        read -r verb nonce length input <&9 || lost "the host has gone away"
+        case $verb in
+        run)
+            head -c "$length" <&9 >/run/command
+            printf '\\0%s<' "$nonce" >&7
+            printf '\\0%s<' "$nonce" >&8
+            (
+                [ "$input" = stdin ] || exec 6</dev/null
+                exec 0<&6 1>&7 2>&8 6<&- 7>&- 8>&- 9>&-
+                . /run/command
+            )
+            status=$?
+            printf '\\0%s>' "$nonce" >&7
+            printf '\\0%s>' "$nonce" >&8
+            echo "status $nonce $status" >&9
+            ;;
+        halt)
+            ask_init poweroff && continue
+            settle
+            echo halted >&9
+            poweroff -f
+            ;;
+        reboot)
+            ask_init reboot && continue
+            settle
+            reboot -f
+            ;;
+        esac
+    done
+}
+"""
+
+_INSTEAD_OF_INIT = """\
+ask_init() { false; }
+commands
+"""
+
+# systemctl --wait ends when the jobs of the boot are over; it is started once, as the boot needs the processor itself.
+# Of another init nothing is known but that it is there.
+_BESIDE_INIT = """\
+ask_init() { chroot . /bin/sh -c "systemctl $1 || $1" </dev/null >/dev/null 2>&1; }
+
+booted() {
+    case $(chroot . systemctl is-system-running --wait 2>/dev/null) in
+    running | degraded | maintenance | stopping) true ;;
+    *) false ;;
+    esac
+}
+
+chroot . /bin/sh -c '[ -x "$1" ]' sh @INIT@ ||
+    fail "the root file system has no program" @INIT@ "to start, or no /bin/sh"
+(
+    echo "stage waiting for the guest's services" >&9
+    while [ /proc/1/exe -ef /proc/self/exe ]; do sleep 0.1; done
+    case $(readlink /proc/1/exe) in
+    */systemd)
+        until [ -S run/systemd/private ]; do sleep 0.2; done
+        until booted; do sleep 1; done
         ;;
     esac
-done
+    commands
+) &
+exec 6<&- 7>&- 8>&- 9>&-
+exec env -i HOME=/ TERM=linux chroot . @INIT@ "$@"
 """
 
 
@@ -161,10 +211,12 @@ def build(
     rootfs: bool = False,
     extra_files: ExtraFiles | None = None,
     modules: Sequence[str] = (),
+    init: str = "",
 ) -> bytes:
     """The RAM disk, uncompressed: the kernel unpacks that fastest.
 
-    With `rootfs` the first share becomes the root file system; `modules` are loaded besides those it takes.
+    With `rootfs` the first share becomes the root file system, and the program `init` of it, if it is named, process 1;
+    `modules` are loaded besides those it takes.
     Raises MissingPart without a static busybox,
     GuestError for a module that cannot be read, ValueError for extra files that clash, OSError for unreadable
     ones.
@@ -178,7 +230,7 @@ def build(
     for stream in ("stdout", "stderr"):
         # Any user of the guest may open /dev/stdout again.
         archive.add_node(f"run/{stream}", stat.S_IFIFO, 0o666)
-    archive.add_file("init", init_script(shares, rootfs), 0o755)
+    archive.add_file("init", init_script(shares, rootfs, init), 0o755)
     archive.add_file("bin/busybox", busybox.read_bytes(), 0o755)
     _add_modules(archive, kernel, [*NEEDED_MODULES, *modules])
     for path, source in (extra_files or {}).items():
@@ -193,7 +245,7 @@ def build(
     return archive.data()
 
 
-def init_script(shares: Sequence[Share], rootfs: bool = False) -> bytes:
+def init_script(shares: Sequence[Share], rootfs: bool = False, init: str = "") -> bytes:
     """The text of /init for these shares.  Tags and mount points may hold any character but NUL."""
     script = _PROLOGUE.replace("@LAST@", str(len(PORTS)))
     for number, name in enumerate(PORTS, 1):
@@ -208,9 +260,20 @@ def init_script(shares: Sequence[Share], rootfs: bool = False) -> bytes:
         )
     if rootfs:
         # "." is the share from now on, and the root of everything that enters it by chroot.
-        script += "system_mounts /newroot\n"
+        script += f"{'first' if init else 'system'}_mounts /newroot\n"
         script += "cd /newroot && mount --move . / || fail 'cannot move the root file system'\nroot=yes\n"
-    return (script + _COMMANDS).encode("utf-8", "surrogateescape")
+    script += _COMMANDS + (_BESIDE_INIT.replace("@INIT@", shlex.quote(init)) if init else _INSTEAD_OF_INIT)
+    return script.encode("utf-8", "surrogateescape")
+
+
+def init_words(root: Share) -> str:
+    """What to tell systemd on the kernel's command line; to other inits these words say nothing.
+
+    Its terminals have nobody in front of them, or are ours to use.  What a service keeps in /var goes to memory where
+    the root file system is read-only.
+    """
+    words = [f"systemd.mask=serial-getty@{terminal}.service" for terminal in ("ttyS0", "hvc0")]
+    return " ".join([*words, "ro", "systemd.volatile=state"] if root.read_only else [*words, "rw"])
 
 
 def find_busybox() -> Path:
