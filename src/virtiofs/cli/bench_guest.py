@@ -300,6 +300,7 @@ def _measure(
             accelerator=args.accel,
             modules=[*MODULES, *([CHECKSUM] if kernel.modules and CHECKSUM in kernel.modules else [])],
             devices=devices,
+            prealloc=True,  # or whoever is the first to use a page pays for it
             verbose=args.verbose,
             progress=status.show,
         )

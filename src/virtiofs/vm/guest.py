@@ -77,6 +77,7 @@ class Guest:
     dax         use devices that can map files (QEMU 11.1; docs/dax.md); each share's daemon tells the tag then
     modules     of the kernel to load besides those that shares take; those it has built in are passed over
     devices     words for QEMU's command line that add devices
+    prealloc    the host gives it all its memory before it boots
     progress    called with a word for what is being waited for, several times a second while the guest boots
     """
 
@@ -100,6 +101,7 @@ class Guest:
         dax: bool = False,
         modules: Sequence[str] = (),
         devices: Sequence[str] = (),
+        prealloc: bool = False,
     ) -> None:
         """Nothing is started yet.  Raises ValueError for arguments that make no guest."""
         self.shares = [Share(*share) for share in shares]
@@ -118,6 +120,7 @@ class Guest:
         self.dax = dax
         self.modules = [*modules]
         self.devices = [*devices]
+        self.prealloc = prealloc
         self._wants_terminal = terminal
         self._progress = progress
         self._watched: dict[int, Callable[[], str]] = {}
@@ -378,6 +381,7 @@ class Guest:
                 verbose=self.verbose,
                 dax=self.dax,
                 devices=self.devices,
+                prealloc=self.prealloc,
             )
             self._state = "booting"
             self._report(f"booting guest ({self.accelerator.upper()})")

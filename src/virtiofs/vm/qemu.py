@@ -79,7 +79,8 @@ class Machine(NamedTuple):
     """All that decides a command line.
 
     `qemu`: the words that start it.  `memory` is in bytes, `console` the file for the kernel's log.  `dax`: devices
-    have a window to map files in (docs/dax.md).  `devices`: more words, as they are.
+    have a window to map files in (docs/dax.md).  `devices`: more words, as they are.  `prealloc`: the host gives the
+    guest all its memory before it boots, so that none of its work waits for that.
     """
 
     qemu: Sequence[str]
@@ -96,6 +97,7 @@ class Machine(NamedTuple):
     verbose: bool = False
     dax: bool = False
     devices: Sequence[str] = ()
+    prealloc: bool = False
 
 
 def find_qemu() -> str:
@@ -181,7 +183,8 @@ def command_line(machine: Machine) -> list[str]:
     ]
     words += ["-smp", str(machine.cpus), "-m", f"{machine.memory >> 10}K"]
     # vhost-user devices reach guest memory through a descriptor: it has to be shared.
-    words += ["-object", f"memory-backend-memfd,id=mem,size={machine.memory >> 10}K,share=on"]
+    prealloc = ",prealloc=on" if machine.prealloc else ""
+    words += ["-object", f"memory-backend-memfd,id=mem,size={machine.memory >> 10}K,share=on{prealloc}"]
     words += ["-machine", "q35,memory-backend=mem,sata=off,smbus=off"]
     words += ["-nodefaults", "-no-user-config", "-display", "none"]
     words += ["-kernel", machine.kernel, "-initrd", machine.ramdisk, "-append", _append(machine)]
