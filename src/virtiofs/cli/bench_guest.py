@@ -6,7 +6,7 @@
     virtiofs bench-guest --markdown benchmarks/guest.md --html benchmarks/guest.html
 
 One guest is booted, which has all of them; it mounts one after the other and does the same work on each, in several
-rounds, every other one in the opposite order.  So a ratio holds within one boot; seconds of different machines, or
+rounds, each of which begins with another.  So a ratio holds within one boot; seconds of different machines, or
 with and without KVM, do not compare.  Targets that cannot be had here are named with the reason.
 
 The guest's programs are this machine's own (its root is shared read-only): tar, find, git, fio, python3.  The kernel
